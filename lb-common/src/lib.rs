@@ -1,0 +1,2 @@
+//! Shared heart.
+#![no_std]
