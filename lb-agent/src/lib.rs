@@ -1,1 +1,8 @@
-//! The node agent.
+//! The node agent: watches Services and EndpointSlices and fills the BPF maps.
+//!
+//! One straight line: `cluster` (Kubernetes or a directory → values) → `plan` (pure) → `tables`
+//! (mirror of the maps, diff, order) → `bpf` (the only module that talks to the kernel's BPF).
+
+pub mod cluster;
+pub mod node;
+pub mod plan;

@@ -1,0 +1,3 @@
+//! Where Kubernetes types end: reflectors or a manifest directory become plain values.
+
+pub mod snapshot;

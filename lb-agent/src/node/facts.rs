@@ -1,0 +1,33 @@
+//! What is known of this node: its addresses and devices.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A device on which packets enter from outside or from other nodes (uplinks and overlays).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Interface name.
+    pub name: String,
+    /// Interface index.
+    pub index: u32,
+    /// Kind from `IFLA_INFO_KIND`: `veth`, `vxlan`, …; empty for hardware.
+    pub kind: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Frames start with an Ethernet header (ARPHRD_ETHER); false for tun, wireguard, ipip.
+    pub ethernet: bool,
+    /// Source address for IPv4 packets that we send through it (SNAT).
+    pub address4: Option<Ipv4Addr>,
+    /// Source address for IPv6 packets that we send through it (SNAT); global scope.
+    pub address6: Option<Ipv6Addr>,
+}
+
+/// Facts that the datapath needs of the node itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Every address of the node's own interfaces without loopback and link-local; true when
+    /// NodePorts are served on it (`--nodeport-addresses`).
+    pub addresses: BTreeMap<IpAddr, bool>,
+    /// External devices by index.
+    pub devices: BTreeMap<u32, Device>,
+}

@@ -1,0 +1,3 @@
+//! Facts of this node from rtnetlink.
+
+pub mod facts;

@@ -1,0 +1,125 @@
+//! What the datapath should hold: the output of `plan`, the input of `tables`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::cluster::snapshot::{IpFamily, ObjectName, Problem, Protocol};
+
+/// Identity of one load-balanced thing: a Service port in one family
+/// (kube-proxy's ServicePortName, per family proxier).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePortKey {
+    /// The Service.
+    pub service: ObjectName,
+    /// Port name, may be empty.
+    pub port_name: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// IP family.
+    pub family: IpFamily,
+}
+
+impl std::fmt::Display for ServicePortKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.port_name.is_empty() {
+            write!(f, "{}", self.service)
+        } else {
+            write!(f, "{}:{}", self.service, self.port_name)
+        }
+    }
+}
+
+/// Which kind of address a frontend is; decides which policy applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FrontendKind {
+    /// ClusterIP: internal traffic policy.
+    ClusterIp,
+    /// `spec.externalIPs`: external traffic policy.
+    ExternalIp,
+    /// Load balancer VIP: external traffic policy and source ranges.
+    LoadBalancer,
+    /// NodePort: external traffic policy; the address is the family's wildcard.
+    NodePort,
+}
+
+/// What a packet's destination is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendAddress {
+    /// Destination address; `0.0.0.0` or `::` for a NodePort (any address of the node).
+    pub address: IpAddr,
+    /// Destination port, host byte order.
+    pub port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+}
+
+/// Where a backend runs, as far as the API tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Placement {
+    /// `nodeName` is this node.
+    Local,
+    /// `nodeName` is another node.
+    Remote,
+    /// No `nodeName`: outside the cluster, or unknown; the route decides.
+    Unknown,
+}
+
+/// An endpoint that may receive traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Where it runs.
+    pub placement: Placement,
+}
+
+/// Everything the datapath needs to know of one Service port in one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePortPlan {
+    /// The addresses it answers on, won or lost (see [`Desired::frontends`] for who holds them).
+    pub frontends: BTreeMap<FrontendAddress, FrontendKind>,
+    /// Endpoints for Cluster policy, local ones first, then by address.
+    pub cluster: Vec<Backend>,
+    /// Endpoints for Local policy, by address; often a prefix of `cluster`.
+    pub local: Vec<Backend>,
+    /// Every serving endpoint (ready, or serving while terminating): flows to these stay valid.
+    pub serving: Vec<Backend>,
+    /// Something usable exists somewhere in the cluster: decides REJECT against DROP.
+    pub has_endpoints: bool,
+    /// Internal traffic uses `local` instead of `cluster`.
+    pub internal_local: bool,
+    /// External traffic uses `local` instead of `cluster`.
+    pub external_local: bool,
+    /// ClientIP affinity timeout in seconds.
+    pub affinity_timeout: Option<u32>,
+    /// Allowed sources of the load balancer VIPs in this family; `None` allows all.
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// Seconds since the epoch; the older Service wins a disputed address.
+    pub created: i64,
+}
+
+/// The whole desired state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// By Service port and family.
+    pub ports: BTreeMap<ServicePortKey, ServicePortPlan>,
+    /// Who holds each frontend address after disputes are settled.
+    pub frontends: BTreeMap<FrontendAddress, (ServicePortKey, FrontendKind)>,
+    /// Disputes and what else could not be honoured, with the objects' names.
+    pub problems: Vec<Problem>,
+}
+
+/// The difference that one batch of changes made to [`Desired`], in the same terms.
+///
+/// Applying every delta in order yields the same as applying the whole [`Desired`] once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// New or changed Service ports; `None` for those that are gone.
+    pub ports: BTreeMap<ServicePortKey, Option<ServicePortPlan>>,
+    /// Frontends with a new holder or kind; `None` for those that are gone.
+    pub frontends: BTreeMap<FrontendAddress, Option<(ServicePortKey, FrontendKind)>>,
+    /// Problems that appeared or went away are recomputed whole when anything changed them.
+    pub problems: Option<Vec<Problem>>,
+}
