@@ -1,2 +1,56 @@
-//! The project's own commands.
-fn main() {}
+//! `cargo xtask`: the project's own commands, one file each.
+//!
+//! This file decides only how a command is named and where it goes. A command ends in an error whose
+//! text is all that the reader gets, so every error names the thing, the call and the remedy.
+
+mod bench;
+mod build_ebpf;
+mod demo;
+mod lab;
+mod setup;
+mod test;
+mod vm;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Build, try, test and measure the load balancer.
+///
+/// On a fresh machine start with `cargo xtask demo` (the main job, shown step by step) or
+/// `cargo xtask test` (everything). Both set the machine up first.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Setup(setup::Args),
+    BuildEbpf(build_ebpf::Args),
+    Demo(demo::Args),
+    Test(test::Args),
+    Lab(lab::Args),
+    Bench(bench::Args),
+    Vm(vm::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup(args) => setup::run(&args),
+        Command::BuildEbpf(args) => build_ebpf::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Lab(args) => lab::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Vm(args) => vm::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
