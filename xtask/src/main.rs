@@ -6,10 +6,13 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+#[path = "../../lb-agent/build/ebpf.rs"]
+mod ebpf;
 mod lab;
 mod setup;
 mod test;
 mod vm;
+mod workspace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
