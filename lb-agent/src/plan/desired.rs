@@ -84,7 +84,8 @@ pub struct ServicePortPlan {
     pub cluster: Vec<Backend>,
     /// Endpoints for Local policy, by address; often a prefix of `cluster`.
     pub local: Vec<Backend>,
-    /// Every serving endpoint (ready, or serving while terminating): flows to these stay valid.
+    /// Every endpoint that is ready or serving, whatever the policies and hints, by address: flows
+    /// to these stay valid.
     pub serving: Vec<Backend>,
     /// Something usable exists somewhere in the cluster: decides REJECT against DROP.
     pub has_endpoints: bool,

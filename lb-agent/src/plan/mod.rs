@@ -1,3 +1,69 @@
-//! Pure planning: cluster values and node facts to the desired datapath.
+//! Pure planning: cluster values to the desired datapath.
+//!
+//! Decides which endpoints each Service port uses (`endpoints`), on which addresses it answers
+//! (`service`), and who holds an address that several claim (`claims`). [`plan`] computes the
+//! whole from a [`Snapshot`]; [`Planner`] keeps it up to date at the cost of what changed, and ends
+//! in the same state. Knows neither Kubernetes types nor maps, and does no I/O.
 
+mod claims;
 pub mod desired;
+mod endpoints;
+mod planner;
+mod service;
+
+pub use planner::Planner;
+pub use service::plan_service;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::cluster::snapshot::{Node, ObjectName, Slice, Snapshot};
+use claims::Claims;
+use desired::Desired;
+
+/// What a plan depends on beside the Service and its slices: who and where this node is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlanContext {
+    /// Our node's name; endpoints with exactly this `nodeName` are local.
+    pub node_name: String,
+    /// Our zone, from the Node's label.
+    pub zone: Option<String>,
+    /// The Node's addresses: a source range that holds one of them admits the node itself.
+    pub node_addresses: Vec<IpAddr>,
+}
+
+impl PlanContext {
+    /// The context of `node_name`, with what its Node object tells if there is one.
+    pub fn new(node_name: &str, node: Option<&Node>) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            zone: node.and_then(|node| node.zone.clone()),
+            node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+/// The desired state of a whole snapshot, from scratch.
+///
+/// [`Planner::desired`] must equal this after any sequence of changes that ends in `snapshot`.
+pub fn plan(snapshot: &Snapshot, node_name: &str) -> Desired {
+    let context = PlanContext::new(node_name, snapshot.node.as_ref());
+    let mut slices: BTreeMap<&ObjectName, Vec<&Slice>> = BTreeMap::new();
+    for slice in snapshot.slices.values() {
+        slices.entry(&slice.service).or_default().push(slice);
+    }
+    let mut desired = Desired::default();
+    let mut claims = Claims::default();
+    for (name, service) in &snapshot.services {
+        let own = slices.get(name).map(Vec::as_slice).unwrap_or_default();
+        let ports = plan_service(service, own.iter().copied(), &context);
+        for (key, port) in &ports {
+            claims.add(key, port);
+        }
+        desired.ports.extend(ports);
+    }
+    claims.settle_all();
+    desired.frontends = claims.holders();
+    desired.problems = claims.problems();
+    desired
+}

@@ -1,0 +1,166 @@
+//! Which endpoints a Service port uses on this node: readiness, locality, topology, fallback.
+//!
+//! The rules are kube-proxy's (Kubernetes v1.36: `pkg/proxy/endpointslicecache.go` for the union
+//! of slices, `pkg/proxy/topology.go` for the choice). Knows nothing of frontends and policies:
+//! it answers for both policies, and the caller says which traffic uses which.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use super::PlanContext;
+use super::desired::{Backend, Placement};
+use crate::cluster::snapshot::{Endpoint, IpFamily, Protocol, Slice};
+
+/// The chosen endpoints of one Service port in one family.
+pub(super) struct Choice {
+    /// For Cluster policy: local ones first, then by address.
+    pub cluster: Vec<Backend>,
+    /// For Local policy, by address.
+    pub local: Vec<Backend>,
+    /// Ready or serving, by address.
+    pub serving: Vec<Backend>,
+    /// Something usable exists anywhere.
+    pub has_endpoints: bool,
+}
+
+/// An endpoint of a slice with one of the slice's ports.
+struct Candidate<'a> {
+    backend: Backend,
+    endpoint: &'a Endpoint,
+}
+
+impl Candidate<'_> {
+    /// May take traffic when nothing ready is left (KEP-1669).
+    fn is_fallback(&self) -> bool {
+        self.endpoint.serving && self.endpoint.terminating
+    }
+
+    fn is_local(&self) -> bool {
+        self.backend.placement == Placement::Local
+    }
+}
+
+/// Chooses among the endpoints of `slices` (all of one Service) for the port that `name`,
+/// `protocol` and `family` identify.
+pub(super) fn choose<'a>(
+    slices: impl Iterator<Item = &'a Slice>,
+    name: &str,
+    protocol: Protocol,
+    family: IpFamily,
+    context: &PlanContext,
+) -> Choice {
+    let candidates = union(slices, name, protocol, family, context);
+    let topology = Topology::of(&candidates, context);
+    let ready = |candidate: &&Candidate| candidate.endpoint.ready;
+    let mut cluster = backends(
+        candidates.iter().filter(ready).filter(|candidate| topology.admits(candidate, context)),
+    );
+    if cluster.is_empty() {
+        cluster = backends(candidates.iter().filter(|candidate| candidate.is_fallback()));
+    }
+    // Stable: within local and other endpoints the order by address stays.
+    cluster.sort_by_key(|backend| backend.placement != Placement::Local);
+    let mut local = backends(candidates.iter().filter(ready).filter(|one| one.is_local()));
+    if local.is_empty() {
+        local = backends(candidates.iter().filter(|one| one.is_local() && one.is_fallback()));
+    }
+    Choice {
+        cluster,
+        local,
+        serving: backends(
+            candidates.iter().filter(|one| one.endpoint.ready || one.endpoint.serving),
+        ),
+        has_endpoints: candidates.iter().any(|one| one.endpoint.ready || one.is_fallback()),
+    }
+}
+
+fn backends<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>>) -> Vec<Backend> {
+    let mut backends: Vec<Backend> = candidates.map(|candidate| candidate.backend).collect();
+    backends.shrink_to_fit();
+    backends
+}
+
+/// All slices together, sorted by address, each address once: the first one found stays, but an
+/// endpoint that isn't terminating replaces one that is (a pod's address that was reused).
+fn union<'a>(
+    slices: impl Iterator<Item = &'a Slice>,
+    name: &str,
+    protocol: Protocol,
+    family: IpFamily,
+    context: &PlanContext,
+) -> Vec<Candidate<'a>> {
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for slice in slices.filter(|slice| slice.family == family) {
+        for port in &slice.ports {
+            if port.name != name || port.protocol != protocol {
+                continue;
+            }
+            candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate {
+                backend: Backend {
+                    address: SocketAddr::new(endpoint.address, port.port),
+                    placement: placement(endpoint, context),
+                },
+                endpoint,
+            }));
+        }
+    }
+    // Stable, so that "first" below is the order of slices and endpoints.
+    candidates.sort_by_key(|candidate| candidate.backend.address);
+    candidates.dedup_by(|later, kept| {
+        let same = later.backend.address == kept.backend.address;
+        if same && kept.endpoint.terminating && !later.endpoint.terminating {
+            std::mem::swap(later, kept);
+        }
+        same
+    });
+    candidates
+}
+
+fn placement(endpoint: &Endpoint, context: &PlanContext) -> Placement {
+    match endpoint.node.as_deref() {
+        None => Placement::Unknown,
+        Some(node) if node == context.node_name => Placement::Local,
+        Some(_) => Placement::Remote,
+    }
+}
+
+/// How hints restrict the ready endpoints (`topologyModeFromHints`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Topology {
+    /// Hints are not used.
+    Anywhere,
+    /// Only endpoints whose hints name this node.
+    SameNode,
+    /// Only endpoints whose hints name this zone.
+    SameZone,
+}
+
+impl Topology {
+    /// Decided over ready endpoints only; one of them without a hint disables that kind of hint,
+    /// and hints that leave nothing for us are not followed.
+    fn of(candidates: &[Candidate], context: &PlanContext) -> Self {
+        let ready = || candidates.iter().filter(|candidate| candidate.endpoint.ready);
+        let usable = |hints: fn(&Endpoint) -> &BTreeSet<String>, ours: &str| {
+            ready().all(|candidate| !hints(candidate.endpoint).is_empty())
+                && ready().any(|candidate| hints(candidate.endpoint).contains(ours))
+        };
+        if usable(|endpoint| &endpoint.node_hints, &context.node_name) {
+            return Self::SameNode;
+        }
+        match &context.zone {
+            Some(zone) if usable(|endpoint| &endpoint.zone_hints, zone) => Self::SameZone,
+            Some(_) | None => Self::Anywhere,
+        }
+    }
+
+    fn admits(self, candidate: &Candidate, context: &PlanContext) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::SameNode => candidate.endpoint.node_hints.contains(&context.node_name),
+            Self::SameZone => {
+                let zone = context.zone.as_ref();
+                zone.is_some_and(|zone| candidate.endpoint.zone_hints.contains(zone))
+            }
+        }
+    }
+}
