@@ -3,6 +3,8 @@
 //! One straight line: `cluster` (Kubernetes or a directory → values) → `plan` (pure) → `tables`
 //! (mirror of the maps, diff, order) → `bpf` (the only module that talks to the kernel's BPF).
 
+pub mod args;
 pub mod cluster;
+pub mod config;
 pub mod node;
 pub mod plan;
