@@ -6,5 +6,6 @@
 pub mod args;
 pub mod cluster;
 pub mod config;
+pub mod inspect;
 pub mod node;
 pub mod plan;

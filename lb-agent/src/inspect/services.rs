@@ -1,0 +1,221 @@
+//! `lb-agent services`: one line for each Service port and family.
+
+use super::rows::{PolicyRow, ServiceRow, family_name, kind_name, protocol_name};
+use super::table::{self, Common};
+use crate::args::{OutputFormat, ServicesArgs};
+
+const HEADER: [&str; 6] = ["NAMESPACE", "NAME", "PORT", "PROTOCOL", "FRONTENDS", "BACKENDS"];
+const WIDE_HEADER: [&str; 8] =
+    ["NAMESPACE", "NAME", "PORT", "PROTOCOL", "FAMILY", "FRONTENDS", "BACKENDS", "POLICY"];
+/// As many endpoints as `kubectl get endpoints` shows before it counts the rest.
+const SHOWN: usize = 3;
+
+/// The text to print for those of `rows` that `args` asks for.
+pub fn render(rows: Vec<ServiceRow>, args: &ServicesArgs) -> Result<String, serde_json::Error> {
+    let mut rows: Vec<_> = rows.into_iter().filter(|row| is_wanted(row, args)).collect();
+    rows.sort_by(|a, b| {
+        let key = |row: &ServiceRow| {
+            (
+                row.namespace.clone(),
+                row.name.clone(),
+                row.port_name.clone(),
+                row.protocol,
+                row.family,
+            )
+        };
+        key(a).cmp(&key(b))
+    });
+    match args.output {
+        OutputFormat::Table => Ok(table::render(&HEADER, rows.iter().map(line))),
+        OutputFormat::Wide => Ok(table::render(&WIDE_HEADER, rows.iter().map(wide_line))),
+        OutputFormat::Json => table::json(&rows),
+    }
+}
+
+fn is_wanted(row: &ServiceRow, args: &ServicesArgs) -> bool {
+    let common = Common {
+        service: args.service.clone(),
+        address: args.address,
+        protocol: args.protocol.map(Into::into),
+    };
+    let frontends = row.frontends.iter().map(|frontend| frontend.address);
+    let backends = row.backends.iter().map(|backend| backend.address);
+    args.namespace.as_deref().is_none_or(|wanted| wanted == row.namespace)
+        && common.wants_service(&row.namespace, &row.name)
+        && common.wants_protocol(row.protocol)
+        && common.wants_address(frontends.chain(backends))
+}
+
+fn line(row: &ServiceRow) -> Vec<String> {
+    vec![
+        row.namespace.clone(),
+        row.name.clone(),
+        table::or_dash(row.port_name.clone()),
+        protocol_name(row.protocol).into(),
+        frontends(row, false),
+        backends(row, SHOWN),
+    ]
+}
+
+fn wide_line(row: &ServiceRow) -> Vec<String> {
+    vec![
+        row.namespace.clone(),
+        row.name.clone(),
+        table::or_dash(row.port_name.clone()),
+        protocol_name(row.protocol).into(),
+        family_name(row.family).into(),
+        frontends(row, true),
+        backends(row, usize::MAX),
+        policy(&row.policy),
+    ]
+}
+
+fn frontends(row: &ServiceRow, with_kind: bool) -> String {
+    let texts = row.frontends.iter().map(|frontend| {
+        let endpoint = table::endpoint(frontend.address, frontend.port);
+        if with_kind { format!("{endpoint}({})", kind_name(frontend.kind)) } else { endpoint }
+    });
+    table::or_dash(texts.collect::<Vec<_>>().join(","))
+}
+
+/// Backends on this node are marked with `@`, those that get no new connections with `~`.
+fn backends(row: &ServiceRow, shown: usize) -> String {
+    let texts = row.backends.iter().take(shown).map(|backend| {
+        let mark = match (backend.local, backend.active) {
+            (true, true) => "@",
+            (true, false) => "@~",
+            (false, true) => "",
+            (false, false) => "~",
+        };
+        format!("{}{mark}", table::endpoint(backend.address, backend.port))
+    });
+    let mut text = texts.collect::<Vec<_>>().join(",");
+    if row.backends.len() > shown {
+        text.push_str(&format!(" + {} more...", row.backends.len() - shown));
+    }
+    if text.is_empty() { "<none>".into() } else { text }
+}
+
+fn policy(policy: &PolicyRow) -> String {
+    let mut words = Vec::new();
+    if policy.internal_local {
+        words.push("internal=Local".to_owned());
+    }
+    if policy.external_local {
+        words.push("external=Local".to_owned());
+    }
+    if let Some(seconds) = policy.affinity_timeout {
+        words.push(format!("affinity={seconds}s"));
+    }
+    if policy.source_ranges {
+        words.push("source-ranges".to_owned());
+    }
+    table::or_dash(words.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Args, Command};
+    use crate::cluster::snapshot::{IpFamily, Protocol};
+    use crate::inspect::rows::{BackendRow, FrontendRow};
+    use crate::plan::desired::FrontendKind;
+
+    fn print(flags: &[&str]) -> String {
+        let words = ["lb-agent", "services"].iter().chain(flags);
+        match Args::try_parse_from(words).expect("clap accepts the flags").command {
+            Command::Services(args) => render(rows(), &args).unwrap(),
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    fn frontend(address: &str, port: u16, kind: FrontendKind) -> FrontendRow {
+        FrontendRow { address: address.parse().unwrap(), port, kind }
+    }
+
+    fn rows() -> Vec<ServiceRow> {
+        let backend = |last: u8| BackendRow {
+            address: [10, 244, 0, last].into(),
+            port: 8080,
+            local: last == 1,
+            active: last != 2,
+        };
+        vec![
+            ServiceRow {
+                namespace: "default".into(),
+                name: "web".into(),
+                port_name: "http".into(),
+                protocol: Protocol::Tcp,
+                family: IpFamily::V4,
+                frontends: vec![
+                    frontend("10.96.0.10", 80, FrontendKind::ClusterIp),
+                    frontend("0.0.0.0", 30080, FrontendKind::NodePort),
+                ],
+                backends: (1..=5).map(backend).collect(),
+                policy: PolicyRow {
+                    external_local: true,
+                    affinity_timeout: Some(125),
+                    ..PolicyRow::default()
+                },
+            },
+            ServiceRow {
+                namespace: "default".into(),
+                name: "dns".into(),
+                port_name: String::new(),
+                protocol: Protocol::Udp,
+                family: IpFamily::V6,
+                frontends: vec![frontend("fd00:96::a", 53, FrontendKind::ClusterIp)],
+                backends: Vec::new(),
+                policy: PolicyRow::default(),
+            },
+        ]
+    }
+
+    #[test]
+    fn the_table_is_sorted_and_counts_what_it_does_not_show() {
+        assert_eq!(
+            print(&[]),
+            "NAMESPACE   NAME   PORT   PROTOCOL   FRONTENDS               BACKENDS\n\
+             default     dns    -      UDP        [fd00:96::a]:53         <none>\n\
+             default     web    http   TCP        10.96.0.10:80,*:30080   \
+             10.244.0.1:8080@,10.244.0.2:8080~,10.244.0.3:8080 + 2 more...\n"
+        );
+    }
+
+    #[test]
+    fn the_wide_table_shows_all_backends_kinds_and_policies() {
+        let text = print(&["-o", "wide", "web"]);
+        for expected in ["10.244.0.5:8080", "*:30080(NodePort)", "external=Local,affinity=125s"] {
+            assert!(text.contains(expected), "{expected} in {text}");
+        }
+    }
+
+    #[test]
+    fn filters_leave_only_what_was_asked_for() {
+        for (flags, lines) in [
+            (&["web"][..], 1),
+            (&["default/web"], 1),
+            (&["other/web"], 0),
+            (&["--namespace", "default"], 2),
+            (&["--namespace", "kube-system"], 0),
+            (&["--protocol", "udp"], 1),
+            (&["--address", "10.244.0.3"], 1),
+            (&["--address", "fd00:96::a"], 1),
+            (&["--address", "10.244.0.9"], 0),
+        ] {
+            assert_eq!(print(flags).lines().count(), 1 + lines, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn json_is_one_array_with_the_names_of_the_rows() {
+        let value: serde_json::Value = serde_json::from_str(&print(&["-o", "json"])).unwrap();
+        assert_eq!(value[0]["protocol"], "UDP");
+        assert_eq!(value[0]["family"], "IPv6");
+        assert_eq!(value[1]["frontends"][1]["kind"], "NodePort");
+        assert_eq!(value[1]["backends"][0]["local"], true);
+        assert_eq!(print(&["-o", "json", "absent"]), "[]\n");
+    }
+}
