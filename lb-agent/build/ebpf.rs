@@ -70,16 +70,20 @@ pub fn has_rust_src() -> Result<bool, String> {
     Ok(library_dir()?.join("core/src/lib.rs").is_file())
 }
 
+/// Our folder in the user's cache: `$XDG_CACHE_HOME/lb` or `~/.cache/lb`.
+pub fn cache() -> Result<PathBuf, String> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    match (variable("XDG_CACHE_HOME"), variable("HOME")) {
+        (Some(cache), _) => Ok(Path::new(&cache).join("lb")),
+        (None, Some(home)) => Ok(Path::new(&home).join(".cache/lb")),
+        (None, None) => Err("no cache directory: set HOME or XDG_CACHE_HOME".to_owned()),
+    }
+}
+
 /// Where `cargo xtask setup` installs the linker: one folder per linker and compiler release, because
 /// the linker loads the compiler's own LLVM.
 pub fn linker_home() -> Result<PathBuf, String> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let cache = match (variable("XDG_CACHE_HOME"), variable("HOME")) {
-        (Some(cache), _) => PathBuf::from(cache),
-        (None, Some(home)) => Path::new(&home).join(".cache"),
-        (None, None) => return Err("no cache directory: set HOME or XDG_CACHE_HOME".to_owned()),
-    };
-    Ok(cache.join("lb").join(format!("bpf-linker-{LINKER_VERSION}-rustc-{}", rustc_release()?)))
+    Ok(cache()?.join(format!("bpf-linker-{LINKER_VERSION}-rustc-{}", rustc_release()?)))
 }
 
 /// A working bpf-linker of the right version: from PATH, else from `linker_home`.

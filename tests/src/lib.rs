@@ -1,1 +1,3 @@
 //! Tests against the real kernel.
+
+pub mod vm;

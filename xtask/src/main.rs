@@ -3,12 +3,16 @@
 //! This file decides only how a command is named and where it goes. A command ends in an error whose
 //! text is all that the reader gets, so every error names the thing, the call and the remedy.
 
+mod apt;
 mod bench;
 mod build_ebpf;
 mod demo;
 #[path = "../../lb-agent/build/ebpf.rs"]
 mod ebpf;
 mod lab;
+mod privilege;
+mod process;
+mod progress;
 mod setup;
 mod test;
 mod vm;

@@ -1,0 +1,91 @@
+//! Programs that come as Debian packages.
+//!
+//! A program counts as there when it can be run, whoever installed it.
+
+use super::{Purpose, go};
+use crate::process;
+use anyhow::{Context, Result, bail};
+use std::process::Command;
+use std::time::Duration;
+
+const UPDATE_LIMIT: Duration = Duration::from_secs(300);
+const INSTALL_LIMIT: Duration = Duration::from_secs(1200);
+
+/// A program, the package that has it, and why we want it.
+#[derive(Clone, Copy, Debug)]
+pub struct Package {
+    program: &'static str,
+    name: &'static str,
+    why: &'static str,
+    purpose: Purpose,
+}
+
+impl std::fmt::Display for Package {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is missing ({}: {})", self.program, self.name, self.why)
+    }
+}
+
+const fn package(
+    purpose: Purpose,
+    program: &'static str,
+    name: &'static str,
+    why: &'static str,
+) -> Package {
+    Package { program, name, why, purpose }
+}
+
+const PACKAGES: [Package; 8] = [
+    package(Purpose::Build, "cc", "gcc", "links the agent and its tools"),
+    package(Purpose::Demo, "ip", "iproute2", "shows and changes the lab's networks"),
+    package(Purpose::Demo, "ethtool", "ethtool", "turns checksum offload off where XDP rewrites"),
+    package(Purpose::Test, "nft", "nftables", "plays the CNI that masquerades"),
+    package(Purpose::Test, "qemu-system-x86_64", "qemu-system-x86", "boots the other kernels"),
+    package(Purpose::Test, "depmod", "kmod", "orders the other kernels' modules"),
+    package(Purpose::Test, "xz", "xz-utils", "unpacks the other kernels' modules"),
+    package(Purpose::Test, "go", "golang-go", "builds the API server of the cluster tests"),
+];
+
+/// What `purpose` needs and this machine lacks.
+pub fn missing(purpose: Purpose) -> Vec<Package> {
+    let wanted = PACKAGES.iter().filter(|package| package.purpose <= purpose);
+    wanted.filter(|package| process::find(package.program).is_none()).copied().collect()
+}
+
+/// The packages' names in one line.
+pub fn names(packages: &[Package]) -> String {
+    packages.iter().map(|package| package.name).collect::<Vec<_>>().join(" ")
+}
+
+/// Installs packages with the machine's own apt; must run as root.
+///
+/// # Errors
+/// When there is no apt, or it can't install one of them: says how to get them by hand.
+pub fn install(packages: &[Package]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    for package in packages {
+        eprintln!("setup: {package}");
+    }
+    let names = names(packages);
+    if process::find("apt-get").is_none() {
+        bail!("no apt-get on this machine: install what Debian calls {names} by its own means");
+    }
+    eprintln!("setup: installing {names}");
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["--quiet=2", "-o"]);
+        command.arg("Acquire::Retries=3");
+        command
+    };
+    process::run_shown(apt().arg("update"), UPDATE_LIMIT).context("refresh apt's index")?;
+    if packages.iter().any(|package| package.program == "go") {
+        go::check_candidate()?;
+    }
+    let mut install = apt();
+    install.args(["install", "--yes", "--no-install-recommends"]);
+    install.args(packages.iter().map(|package| package.name));
+    process::run_shown(&mut install, INSTALL_LIMIT)
+        .with_context(|| format!("install {names}: try `apt-get install {names}` by hand"))
+}

@@ -1,0 +1,155 @@
+//! `cargo xtask vm`: the programs on other kernels.
+//!
+//! Decides which kernels, and puts the pieces together: a Debian kernel, a first file system whose /init
+//! is our own test program, and qemu. The guest has no network device and no disk.
+
+mod initramfs;
+mod kernel;
+mod qemu;
+
+use crate::progress::Progress;
+use crate::setup::{self, Purpose};
+use crate::{process, workspace};
+use anyhow::{Context, Result, bail, ensure};
+use kernel::Kernel;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Debian's suites, each with another kernel: 6.1, 6.12 and the newest backport.
+const SUITES: [&str; 3] = ["bookworm", "trixie", "trixie-backports"];
+/// The program that the guest starts first, and the package that has it.
+const INIT: (&str, &str) = ("lb-tests", "vm-init");
+
+/// Load and test every program on other kernels, in virtual machines
+///
+/// Downloads Debian's cloud kernels (6.1, 6.12, newest backport) with the machine's own apt mirror, keeps
+/// them in the user's cache, and boots each under qemu without KVM.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only the kernel of this Debian suite (may be given several times)
+    #[arg(long = "kernel", value_parser = SUITES)]
+    kernels: Vec<String>,
+    /// Only the tests whose name contains this
+    #[arg(long)]
+    filter: Option<String>,
+    /// Seconds that one kernel may take, boot included
+    #[arg(long, default_value_t = 300)]
+    limit: u64,
+    /// Show the whole console of each guest
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// What one kernel's guest reported.
+struct Report {
+    suite: String,
+    release: String,
+    passed: u32,
+    failed: u32,
+    seconds: f32,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "`cargo xtask vm` boots x86_64 kernels, and this machine is {}",
+        std::env::consts::ARCH
+    );
+    setup::ensure(Purpose::Test)?;
+    let suites: Vec<&str> = if args.kernels.is_empty() {
+        SUITES.to_vec()
+    } else {
+        args.kernels.iter().map(String::as_str).collect()
+    };
+    let init = build_init()?;
+    let mut reports = Vec::new();
+    for suite in suites {
+        reports.push(boot(suite, &init, args).with_context(|| format!("the kernel of {suite}"))?);
+    }
+    summarise(&reports)
+}
+
+/// Builds the guest's first program and returns its path.
+fn build_init() -> Result<PathBuf> {
+    let (package, binary) = INIT;
+    let mut build = Command::new("cargo");
+    build.args(["build", "--quiet", "--package", package, "--bin", binary]);
+    process::run_shown(build.current_dir(workspace::root()), Duration::from_secs(3600))?;
+    let built = workspace::target_dir().join("debug").join(binary);
+    let folder = vm_dir()?;
+    let stripped = folder.join(binary);
+    // Line tables make it ten times as large, and the guest has it in memory twice.
+    process::output(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;
+    Ok(stripped)
+}
+
+/// Where this checkout's initramfs images and console logs are.
+fn vm_dir() -> Result<PathBuf> {
+    let folder = workspace::target_dir().join("vm");
+    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder)
+}
+
+fn boot(suite: &str, init: &Path, args: &Args) -> Result<Report> {
+    let progress = Progress::new();
+    let mut step = progress.step(suite, "getting its kernel");
+    let kernel = kernel::get(suite)?;
+    step.update(&format!("booting {}", kernel.release));
+    let folder = vm_dir()?;
+    let image = folder.join(format!("{suite}.cpio"));
+    initramfs::write(&image, init, &kernel, args.filter.as_deref())?;
+    let guest = qemu::Guest {
+        kernel: &kernel.image,
+        initramfs: &image,
+        console: &folder.join(format!("{suite}.log")),
+        limit: Duration::from_secs(args.limit),
+    };
+    let console = guest.run(&mut step)?;
+    let report = read_report(suite, &kernel, &console)?;
+    let Report { release, passed, failed, .. } = &report;
+    step.finish(&format!("{release}: {passed} passed, {failed} failed"));
+    if args.verbose || report.failed > 0 {
+        progress.line(&console.text);
+    } else {
+        console.text.lines().filter(|line| line.starts_with("vm: ")).for_each(|l| progress.line(l));
+    }
+    Ok(report)
+}
+
+/// The guest's last word, `vm: N passed, N failed`.
+fn read_report(suite: &str, kernel: &Kernel, console: &qemu::Console) -> Result<Report> {
+    let verdict = console.text.lines().rev().find_map(|line| {
+        let (passed, failed) = line.strip_prefix("vm: ")?.split_once(" passed, ")?;
+        Some((passed.parse().ok()?, failed.strip_suffix(" failed")?.parse().ok()?))
+    });
+    let Some((passed, failed)) = verdict else {
+        bail!(
+            "the guest with {} ended without a verdict ({}); its console:\n{}",
+            kernel.release,
+            console.ending,
+            console.text
+        );
+    };
+    Ok(Report {
+        suite: suite.to_owned(),
+        release: kernel.release.clone(),
+        passed,
+        failed,
+        seconds: console.seconds,
+    })
+}
+
+fn summarise(reports: &[Report]) -> Result<()> {
+    println!("{:18} {:32} {:>6} {:>6} {:>7}", "suite", "kernel", "passed", "failed", "seconds");
+    for Report { suite, release, passed, failed, seconds } in reports {
+        println!("{suite:18} {release:32} {passed:>6} {failed:>6} {seconds:>7.1}");
+    }
+    let passed: u32 = reports.iter().map(|report| report.passed).sum();
+    let failed: u32 = reports.iter().map(|report| report.failed).sum();
+    println!("{passed} passed, {failed} failed");
+    ensure!(reports.iter().all(|report| report.passed > 0), "a guest ran no test");
+    ensure!(failed == 0, "{failed} tests failed on another kernel");
+    Ok(())
+}
