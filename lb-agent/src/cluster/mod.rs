@@ -5,5 +5,7 @@
 
 pub mod address;
 pub mod convert;
+pub mod manifests;
 pub mod problems;
 pub mod snapshot;
+pub mod watch;

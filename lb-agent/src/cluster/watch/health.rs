@@ -1,0 +1,210 @@
+//! Whether the API server's watches are alive: for metrics, and said once in the log.
+//!
+//! kube's watcher tells of failures but not that a resumed watch was accepted (nothing may happen
+//! on it for hours), so success is seen where it happens: [`ObserveLayer`] looks at the status
+//! of each answer.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tracing::{info, warn};
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Watched {
+    /// Services.
+    Services,
+    /// EndpointSlices.
+    Slices,
+    /// Our own Node.
+    Node,
+}
+
+impl Watched {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Services, Self::Slices, Self::Node];
+
+    /// The resource, as RBAC rules and metrics name it.
+    pub fn resource(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::Slices => "endpointslices",
+            Self::Node => "nodes",
+        }
+    }
+
+    /// What a list or watch request asks for.
+    fn of_path(path: &str) -> Option<Self> {
+        let last = path.rsplit('/').next()?;
+        Self::ALL.into_iter().find(|watched| watched.resource() == last)
+    }
+}
+
+/// The state of one watch.
+#[derive(Debug, Default)]
+pub struct WatchState {
+    connected: AtomicBool,
+    errors: AtomicU64,
+    last_event_ms: AtomicI64,
+}
+
+impl WatchState {
+    /// The last request was accepted, and nothing has failed since.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Errors since the start: failed lists, failed watches, streams that were cut, 410 Gone.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// When the last object arrived or a list was complete, in milliseconds since the epoch; 0 before the first.
+    pub fn last_event_ms(&self) -> i64 {
+        self.last_event_ms.load(Ordering::Relaxed)
+    }
+}
+
+/// The state of all watches; shared between the watches and whoever serves metrics.
+#[derive(Debug, Default)]
+pub struct WatchHealth {
+    services: WatchState,
+    slices: WatchState,
+    node: WatchState,
+    /// Why each watch that is down went down: only a new reason is worth a log line.
+    lost: Mutex<BTreeMap<Watched, String>>,
+}
+
+impl WatchHealth {
+    /// The state of one watch.
+    pub fn of(&self, watched: Watched) -> &WatchState {
+        match watched {
+            Watched::Services => &self.services,
+            Watched::Slices => &self.slices,
+            Watched::Node => &self.node,
+        }
+    }
+
+    pub(super) fn event(&self, watched: Watched) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        self.of(watched).last_event_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// Counts an error that is part of normal life (410 Gone: a relist follows).
+    pub(super) fn expired(&self, watched: Watched) {
+        self.of(watched).errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an error; logs it unless it has been said of this or another watch.
+    pub(super) fn failed(&self, watched: Watched, reason: String) {
+        let state = self.of(watched);
+        state.errors.fetch_add(1, Ordering::Relaxed);
+        state.connected.store(false, Ordering::Relaxed);
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if !lost.values().any(|known| *known == reason) {
+            warn!(
+                resource = watched.resource(),
+                "can't watch the API server: {reason}; retrying with backoff, what is programmed stays"
+            );
+        }
+        lost.insert(watched, reason);
+    }
+
+    fn answered(&self, watched: Watched) {
+        self.of(watched).connected.store(true, Ordering::Relaxed);
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if lost.remove(&watched).is_some() && lost.is_empty() {
+            info!("the API server answers again, all watches are back");
+        }
+    }
+}
+
+/// Wraps a client so that accepted lists and watches are noted.
+#[derive(Clone, Debug)]
+pub(super) struct ObserveLayer(pub(super) Arc<WatchHealth>);
+
+impl<S> tower_layer::Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Observe<S> {
+        Observe { inner, health: self.0.clone() }
+    }
+}
+
+/// See [`ObserveLayer`].
+#[derive(Clone, Debug)]
+pub(super) struct Observe<S> {
+    inner: S,
+    health: Arc<WatchHealth>,
+}
+
+impl<S, A, B> tower_service::Service<http::Request<A>> for Observe<S>
+where
+    S: tower_service::Service<http::Request<A>, Response = http::Response<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<A>) -> Self::Future {
+        let watched = Watched::of_path(request.uri().path());
+        let health = self.health.clone();
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let response = response.await?;
+            if let Some(watched) = watched
+                && response.status().is_success()
+            {
+                health.answered(watched);
+            }
+            Ok(response)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_connected_from_an_accepted_request_to_the_next_failure() {
+        let health = WatchHealth::default();
+        assert!(!health.of(Watched::Slices).is_connected());
+        health.answered(Watched::Slices);
+        assert!(health.of(Watched::Slices).is_connected());
+        assert!(!health.of(Watched::Services).is_connected(), "each watch has its own state");
+        health.expired(Watched::Slices);
+        assert!(health.of(Watched::Slices).is_connected(), "410 Gone is no loss of the server");
+        health.failed(Watched::Slices, "connection refused".into());
+        assert!(!health.of(Watched::Slices).is_connected());
+        assert_eq!(health.of(Watched::Slices).errors(), 2);
+        health.answered(Watched::Slices);
+        assert!(health.of(Watched::Slices).is_connected());
+    }
+
+    #[test]
+    fn requests_are_told_apart_by_the_resource_in_their_path() {
+        let table = [
+            ("/api/v1/services", Some(Watched::Services)),
+            ("/apis/discovery.k8s.io/v1/endpointslices", Some(Watched::Slices)),
+            ("/api/v1/nodes", Some(Watched::Node)),
+            ("/prefix/api/v1/nodes", Some(Watched::Node)),
+            ("/api/v1/pods", None),
+            ("/version", None),
+            ("", None),
+        ];
+        for (path, expected) in table {
+            assert_eq!(Watched::of_path(path), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Follows an API server: three watches become one stream of [`Change`]s.
+//!
+//! Decides what is asked for (kube-proxy's server-side filters), how failures are survived (kube's
+//! watcher resumes, and relists after 410 Gone; we add the backoff and say a loss once) and
+//! that no Kubernetes object outlives its conversion. Doesn't decide what an object means
+//! (`convert`), or when the first state is complete: whoever takes the stream waits for the first
+//! [`Change::AllServices`] and [`Change::AllSlices`].
+
+mod health;
+
+pub use health::{WatchHealth, WatchState, Watched};
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::convert::slice::LABEL_HEADLESS;
+use super::convert::{Converted, node, service, slice};
+use super::problems::Ledger;
+use super::snapshot::{Change, Node, ObjectName};
+
+/// Seconds after which the server ends a watch and we resume it. A connection that was cut
+/// silently is noticed after this time and a margin; kube's default would be five minutes.
+const WATCH_SECONDS: u32 = 120;
+/// A request whose answer stalls for this long has failed; longer than a quiet watch lasts.
+const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 30);
+/// Events that are ready at once and go into one batch: bounds the objects held undecoded.
+const BATCH: usize = 256;
+
+/// Between two streams: as kube's own backoff begins.
+const RELIST_DELAY: Duration = Duration::from_millis(800);
+/// HTTP 410: the resourceVersion is too old.
+const GONE: u16 = 410;
+
+/// The API server can't even be asked.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "can't make a client for the API server {server}: {source}; check the kubeconfig's certificates and keys"
+)]
+pub struct ClientError {
+    server: String,
+    source: kube::Error,
+}
+
+/// A client that notes in `health` which lists and watches the server accepts.
+pub fn client(mut config: kube::Config, health: &Arc<WatchHealth>) -> Result<Client, ClientError> {
+    let server = config.cluster_url.to_string();
+    config.read_timeout.get_or_insert(READ_TIMEOUT);
+    let builder = kube::client::ClientBuilder::try_from(config)
+        .map_err(|source| ClientError { server, source })?;
+    Ok(builder.with_layer(&health::ObserveLayer(health.clone())).build())
+}
+
+/// Follows Services, EndpointSlices and the Node `node_name` until nobody receives any more.
+/// `client` is one made by [`client`], with the same `health`.
+pub async fn run(
+    client: Client,
+    node_name: &str,
+    health: Arc<WatchHealth>,
+    sender: mpsc::Sender<Vec<Change>>,
+) {
+    let services = Follower {
+        watched: Watched::Services,
+        convert: service::service,
+        changed: Change::Service,
+        gone: Change::ServiceGone,
+        all: Change::AllServices,
+        health: health.clone(),
+        sender: sender.clone(),
+    };
+    let slices = Follower {
+        watched: Watched::Slices,
+        convert: slice::slice,
+        changed: Change::Slice,
+        gone: Change::SliceGone,
+        all: Change::AllSlices,
+        health: health.clone(),
+        sender: sender.clone(),
+    };
+    let node = Follower {
+        watched: Watched::Node,
+        convert: node::node,
+        changed: |node: Node| Change::Node(Some(node)),
+        gone: |_: ObjectName| Change::Node(None),
+        all: |nodes: Vec<Node>| Change::Node(nodes.into_iter().next()),
+        health,
+        sender: sender.clone(),
+    };
+    let config = || watcher::Config::default().timeout(WATCH_SECONDS);
+    let service_filter = format!("!{}", service::LABEL_PROXY_NAME);
+    let service_config = config().labels(&service_filter).fields("spec.clusterIP!=None");
+    let slice_config = config().labels(&format!("!{LABEL_HEADLESS}"));
+    let node_config = config().fields(&format!("metadata.name={node_name}"));
+    tokio::select! {
+        () = sender.closed() => {}
+        ((), (), ()) = async { tokio::join!(
+            services.follow(Api::<core::Service>::all(client.clone()), service_config),
+            slices.follow(Api::<discovery::EndpointSlice>::all(client.clone()), slice_config),
+            node.follow(Api::<core::Node>::all(client.clone()), node_config),
+        ) } => {}
+    }
+}
+
+/// Turns the events of one watch into changes.
+struct Follower<K, V> {
+    watched: Watched,
+    convert: fn(&K) -> Converted<V>,
+    changed: fn(V) -> Change,
+    gone: fn(ObjectName) -> Change,
+    all: fn(Vec<V>) -> Change,
+    health: Arc<WatchHealth>,
+    sender: mpsc::Sender<Vec<Change>>,
+}
+
+/// What a follower remembers between events.
+struct Progress<V> {
+    /// The list that is being received.
+    listed: Vec<Converted<V>>,
+    ledger: Ledger,
+}
+
+impl<K, V> Follower<K, V>
+where
+    K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    /// Follows until nobody receives any more.
+    async fn follow(self, api: Api<K>, config: watcher::Config) {
+        let mut progress = Progress { listed: Vec::new(), ledger: Ledger::default() };
+        while let Next::Relist =
+            self.follow_stream(watcher(api.clone(), config.clone()), &mut progress).await
+        {
+            tokio::time::sleep(RELIST_DELAY).await;
+        }
+    }
+
+    async fn follow_stream(
+        &self,
+        events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+        progress: &mut Progress<V>,
+    ) -> Next {
+        let events = events
+            .modify(|object| object.managed_fields_mut().clear())
+            .default_backoff()
+            .ready_chunks(BATCH);
+        let mut events = std::pin::pin!(events);
+        while let Some(chunk) = events.next().await {
+            let mut changes = Vec::new();
+            let mut stale = false;
+            for event in chunk {
+                match event {
+                    Ok(event) => self.take(event, progress, &mut changes),
+                    Err(error) => stale |= self.note(&error),
+                }
+            }
+            if !changes.is_empty() && self.sender.send(changes).await.is_err() {
+                return Next::Stop;
+            }
+            if stale {
+                return Next::Relist;
+            }
+        }
+        Next::Relist
+    }
+
+    fn take(&self, event: Event<K>, progress: &mut Progress<V>, changes: &mut Vec<Change>) {
+        match event {
+            Event::Init => progress.listed.clear(),
+            Event::InitApply(object) => progress.listed.push((self.convert)(&object)),
+            Event::InitDone => {
+                let mut values = Vec::new();
+                let mut problems = Vec::new();
+                for converted in std::mem::take(&mut progress.listed) {
+                    values.extend(converted.value);
+                    problems.extend(converted.problems);
+                }
+                debug!(resource = self.watched.resource(), used = values.len(), "listed");
+                changes.extend(progress.ledger.report_all(problems));
+                changes.push((self.all)(values));
+                self.health.event(self.watched);
+            }
+            Event::Apply(object) => {
+                let converted = (self.convert)(&object);
+                changes.extend(progress.ledger.report(&converted.object, converted.problems));
+                changes.push(match converted.value {
+                    Some(value) => (self.changed)(value),
+                    None => (self.gone)(converted.name),
+                });
+                self.health.event(self.watched);
+            }
+            Event::Delete(object) => {
+                let converted = (self.convert)(&object);
+                changes.extend(progress.ledger.report(&converted.object, Vec::new()));
+                changes.push((self.gone)(converted.name));
+                self.health.event(self.watched);
+            }
+        }
+    }
+
+    /// Counts an error; true when only a new list helps, and kube's watcher would not make one.
+    fn note(&self, error: &watcher::Error) -> bool {
+        debug!(resource = self.watched.resource(), %error, "watch error");
+        match error {
+            watcher::Error::WatchError(status) if status.code == GONE => {
+                self.health.expired(self.watched);
+                false
+            }
+            // It would ask for the same resourceVersion for ever.
+            watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == GONE => {
+                self.health.expired(self.watched);
+                true
+            }
+            watcher::Error::WatchError(_)
+            | watcher::Error::InitialListFailed(_)
+            | watcher::Error::WatchStartFailed(_)
+            | watcher::Error::WatchFailed(_)
+            | watcher::Error::NoResourceVersion => {
+                self.health.failed(self.watched, root_cause(error));
+                false
+            }
+        }
+    }
+}
+
+/// How a stream of events ended.
+enum Next {
+    /// Nobody receives any more.
+    Stop,
+    /// A new one is needed.
+    Relist,
+}
+
+/// The innermost error: the same for every watch that one cause has ended.
+fn root_cause(error: &watcher::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
