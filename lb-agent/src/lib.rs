@@ -9,3 +9,4 @@ pub mod config;
 pub mod inspect;
 pub mod node;
 pub mod plan;
+pub mod serve;

@@ -1,0 +1,524 @@
+//! Every metric, and how it is recorded.
+//!
+//! Metrics that kube-proxy has, too, carry its names and labels (`pkg/proxy/metrics/metrics.go`),
+//! so that dashboards, alerts and ClusterLoader2 go on working; ours begin with `lb_agent_`.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
+
+use axum::http::StatusCode;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::health::Probe;
+use crate::cluster::snapshot::IpFamily;
+
+/// Counters that live in the kernel and are read when Prometheus asks.
+pub trait KernelCounters: std::fmt::Debug + Send + Sync + 'static {
+    /// Packets dropped since the maps were made, by reason (a short name like `no_backend`).
+    fn drops(&self) -> Vec<(&'static str, u64)>;
+}
+
+/// How full a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapFill {
+    /// Name of the map, in lower case.
+    pub map: &'static str,
+    /// Entries in use.
+    pub used: u64,
+    /// Entries it can hold.
+    pub capacity: u64,
+}
+
+/// How many objects there are, for the gauges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Services in the datapath.
+    pub services: usize,
+    /// EndpointSlices known.
+    pub slices: usize,
+    /// Service ports per family.
+    pub ports: usize,
+    /// Frontend addresses.
+    pub frontends: usize,
+    /// Endpoints of all Service ports; one that serves two ports counts twice.
+    pub endpoints: usize,
+    /// Service ports whose policy is Local and that have endpoints, but none here:
+    /// internal and external traffic, for IPv4 and IPv6.
+    pub without_local: [[usize; 2]; 2],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FamilyLabel {
+    ip_family: FamilyName,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FamilyName(IpFamily);
+
+impl EncodeLabelValue for FamilyName {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.write_str(match self.0 {
+            IpFamily::V4 => "IPv4",
+            IpFamily::V6 => "IPv6",
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyLabel {
+    ip_family: FamilyName,
+    traffic_policy: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MapLabel {
+    map: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResourceLabel {
+    resource: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+type HistogramFamily = Family<FamilyLabel, Histogram, fn() -> Histogram>;
+
+/// Handles to all metrics; clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    kube_proxy: KubeProxy,
+    ours: Ours,
+}
+
+/// Under kube-proxy's names.
+#[derive(Clone, Debug)]
+struct KubeProxy {
+    network_programming: HistogramFamily,
+    sync_duration: HistogramFamily,
+    last_sync: Family<FamilyLabel, Seconds>,
+    last_queued: Family<FamilyLabel, Seconds>,
+    endpoint_changes: Counter,
+    endpoint_changes_pending: Gauge,
+    service_changes: Counter,
+    service_changes_pending: Gauge,
+    no_local_endpoints: Family<PolicyLabel, Gauge>,
+    healthz: Family<CodeLabel, Counter>,
+    livez: Family<CodeLabel, Counter>,
+}
+
+/// Under our own names.
+#[derive(Clone, Debug)]
+struct Ours {
+    programming: Histogram,
+    objects: Family<KindLabel, Gauge>,
+    map_used: Family<MapLabel, Gauge>,
+    map_capacity: Family<MapLabel, Gauge>,
+    apply_errors: Counter,
+    unfit: Gauge,
+    problems: Family<KindLabel, Gauge>,
+    watch_connected: Family<ResourceLabel, Gauge>,
+    watch_errors: Family<ResourceLabel, Counter>,
+}
+
+impl Metrics {
+    /// All metrics, at zero; `kernel` is read at each scrape.
+    pub fn new(kernel: Vec<Arc<dyn KernelCounters>>) -> Self {
+        let mut registry = Registry::default();
+        let kube_proxy = KubeProxy::register(&mut registry);
+        let ours = Ours::register(&mut registry);
+        registry.register_collector(Box::new(Drops(kernel)));
+        Self { registry: Arc::new(registry), kube_proxy, ours }
+    }
+
+    /// OpenMetrics text.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// A probe was answered.
+    pub fn probed(&self, probe: Probe, status: StatusCode) {
+        let family = match probe {
+            Probe::Healthz => &self.kube_proxy.healthz,
+            Probe::Livez => &self.kube_proxy.livez,
+        };
+        family.get_or_create(&CodeLabel { code: status.as_u16() }).inc();
+    }
+
+    /// Changes came in that wait for the datapath.
+    pub fn queued(&self, service_changes: u64, endpoint_changes: u64) {
+        let metrics = &self.kube_proxy;
+        metrics.service_changes.inc_by(service_changes);
+        metrics.service_changes_pending.inc_by(service_changes.cast_signed());
+        metrics.endpoint_changes.inc_by(endpoint_changes);
+        metrics.endpoint_changes_pending.inc_by(endpoint_changes.cast_signed());
+        for label in family_labels() {
+            metrics.last_queued.get_or_create(&label).set(seconds_since_epoch());
+        }
+    }
+
+    /// The datapath holds everything that came; it took `took`.
+    pub fn applied(&self, took: Duration) {
+        let metrics = &self.kube_proxy;
+        metrics.service_changes_pending.set(0);
+        metrics.endpoint_changes_pending.set(0);
+        for label in family_labels() {
+            metrics.sync_duration.get_or_create(&label).observe(took.as_secs_f64());
+            metrics.last_sync.get_or_create(&label).set(seconds_since_epoch());
+        }
+    }
+
+    /// A change is in the kernel's tables; `waited` since it was decoded.
+    pub fn programmed(&self, waited: Duration) {
+        self.ours.programming.observe(waited.as_secs_f64());
+    }
+
+    /// A changed slice is in the kernel's tables; `waited` since its trigger time.
+    pub fn network_programmed(&self, family: IpFamily, waited: Duration) {
+        let label = FamilyLabel { ip_family: FamilyName(family) };
+        self.kube_proxy.network_programming.get_or_create(&label).observe(waited.as_secs_f64());
+    }
+
+    /// Sets the gauges of objects.
+    pub fn set_objects(&self, objects: &Objects) {
+        for (kind, count) in [
+            ("services", objects.services),
+            ("endpoint_slices", objects.slices),
+            ("service_ports", objects.ports),
+            ("frontends", objects.frontends),
+            ("endpoints", objects.endpoints),
+        ] {
+            self.ours.objects.get_or_create(&KindLabel { kind }).set(gauge(count));
+        }
+        for (traffic_policy, families) in ["internal", "external"].iter().zip(objects.without_local)
+        {
+            for (family, count) in [IpFamily::V4, IpFamily::V6].into_iter().zip(families) {
+                let label = PolicyLabel { ip_family: FamilyName(family), traffic_policy };
+                self.kube_proxy.no_local_endpoints.get_or_create(&label).set(gauge(count));
+            }
+        }
+    }
+
+    /// Sets the gauges of the tables.
+    pub fn set_fill(&self, fill: &[MapFill]) {
+        for MapFill { map, used, capacity } in fill {
+            let label = MapLabel { map };
+            self.ours.map_used.get_or_create(&label).set(used.cast_signed());
+            self.ours.map_capacity.get_or_create(&label).set(capacity.cast_signed());
+        }
+    }
+
+    /// The datapath couldn't be written.
+    pub fn apply_failed(&self) {
+        self.ours.apply_errors.inc();
+    }
+
+    /// This many Service ports are not in the datapath, or not wholly.
+    pub fn set_unfit(&self, count: usize) {
+        self.ours.unfit.set(gauge(count));
+    }
+
+    /// This many problems of a kind (`object`, `dispute`) are known.
+    pub fn set_problems(&self, kind: &'static str, count: usize) {
+        self.ours.problems.get_or_create(&KindLabel { kind }).set(gauge(count));
+    }
+
+    /// The watch of `resource` is connected or not.
+    pub fn set_watch_connected(&self, resource: &'static str, connected: bool) {
+        let label = ResourceLabel { resource };
+        self.ours.watch_connected.get_or_create(&label).set(connected.into());
+    }
+
+    /// The watch of `resource` failed once.
+    pub fn watch_failed(&self, resource: &'static str) {
+        self.ours.watch_errors.get_or_create(&ResourceLabel { resource }).inc();
+    }
+}
+
+impl KubeProxy {
+    fn new() -> Self {
+        Self {
+            network_programming: Family::new_with_constructor(|| {
+                Histogram::new(network_programming_buckets())
+            }),
+            // kube-proxy begins at 1 ms, which our applies rarely reach.
+            sync_duration: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_031_25, 2.0, 20))
+            }),
+            last_sync: Family::default(),
+            last_queued: Family::default(),
+            endpoint_changes: Counter::default(),
+            endpoint_changes_pending: Gauge::default(),
+            service_changes: Counter::default(),
+            service_changes_pending: Gauge::default(),
+            no_local_endpoints: Family::default(),
+            healthz: Family::default(),
+            livez: Family::default(),
+        }
+    }
+
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::new();
+        let registry = registry.sub_registry_with_prefix("kubeproxy");
+        registry.register(
+            "network_programming_duration_seconds",
+            "From the change in the cluster (its last-change-trigger-time) to the datapath",
+            metrics.network_programming.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_duration_seconds",
+            "Time that one write of the datapath took",
+            metrics.sync_duration.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_last_timestamp_seconds",
+            "When the datapath was last written",
+            metrics.last_sync.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "When the last change came",
+            metrics.last_queued.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_endpoint_changes",
+            "Changes of EndpointSlices",
+            metrics.endpoint_changes.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_endpoint_changes_pending",
+            "Changes of EndpointSlices that the datapath doesn't hold yet",
+            metrics.endpoint_changes_pending.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_service_changes",
+            "Changes of Services",
+            metrics.service_changes.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_service_changes_pending",
+            "Changes of Services that the datapath doesn't hold yet",
+            metrics.service_changes_pending.clone(),
+        );
+        registry.register(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Service ports with a Local traffic policy and no endpoint on this node",
+            metrics.no_local_endpoints.clone(),
+        );
+        registry.register("proxy_healthz", "Answers of /healthz", metrics.healthz.clone());
+        registry.register("proxy_livez", "Answers of /livez", metrics.livez.clone());
+        metrics
+    }
+}
+
+impl Ours {
+    fn register(registry: &mut Registry) -> Self {
+        let ours = Self {
+            // 8 µs to 4 s.
+            programming: Histogram::new(exponential_buckets(0.000_008, 2.0, 20)),
+            objects: Family::default(),
+            map_used: Family::default(),
+            map_capacity: Family::default(),
+            apply_errors: Counter::default(),
+            unfit: Gauge::default(),
+            problems: Family::default(),
+            watch_connected: Family::default(),
+            watch_errors: Family::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("lb_agent");
+        registry.register("build", "Version of the agent", build_info());
+        registry.register(
+            "programming_duration_seconds",
+            "From a decoded change to the kernel's tables",
+            ours.programming.clone(),
+        );
+        registry.register("objects", "Objects by kind", ours.objects.clone());
+        registry.register("map_entries", "Entries in use, by map", ours.map_used.clone());
+        registry.register(
+            "map_capacity_entries",
+            "Entries that the map can hold",
+            ours.map_capacity.clone(),
+        );
+        registry.register(
+            "apply_errors",
+            "Writes of the datapath that failed as a whole and were repeated",
+            ours.apply_errors.clone(),
+        );
+        registry.register(
+            "unfit_service_ports",
+            "Service ports that are not, or not wholly, in the datapath: a map is full",
+            ours.unfit.clone(),
+        );
+        registry.register(
+            "problems",
+            "Parts of objects that could not be used, by kind",
+            ours.problems.clone(),
+        );
+        registry.register(
+            "watch_connected",
+            "1 while the source of these objects is followed",
+            ours.watch_connected.clone(),
+        );
+        registry.register(
+            "watch_errors",
+            "Failures of the source of these objects",
+            ours.watch_errors.clone(),
+        );
+        ours
+    }
+}
+
+fn build_info() -> Info<Vec<(&'static str, &'static str)>> {
+    Info::new(vec![("version", env!("CARGO_PKG_VERSION"))])
+}
+
+/// `lb_agent_drops_total`.
+#[derive(Debug)]
+struct Drops(Vec<Arc<dyn KernelCounters>>);
+
+impl Collector for Drops {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut family = encoder.encode_descriptor(
+            "lb_agent_drops",
+            "Packets that the datapath dropped, by reason",
+            None,
+            MetricType::Counter,
+        )?;
+        for (reason, count) in self.0.iter().flat_map(|kernel| kernel.drops()) {
+            let label = ReasonLabel { reason };
+            ConstCounter::new(count).encode(family.encode_family(&label)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// kube-proxy's: 0.25, 0.5, 1 to 59 by 1, 60 to 115 by 5, 120 to 300 by 30.
+fn network_programming_buckets() -> impl Iterator<Item = f64> {
+    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    [0.25, 0.5].into_iter().chain(seconds.map(f64::from))
+}
+
+fn family_labels() -> [FamilyLabel; 2] {
+    [IpFamily::V4, IpFamily::V6].map(|family| FamilyLabel { ip_family: FamilyName(family) })
+}
+
+fn seconds_since_epoch() -> f64 {
+    SystemTime::UNIX_EPOCH.elapsed().map(|age| age.as_secs_f64()).unwrap_or_default()
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Fixed;
+
+    impl KernelCounters for Fixed {
+        fn drops(&self) -> Vec<(&'static str, u64)> {
+            vec![("no_local_endpoint", 7), ("ports_exhausted", 0)]
+        }
+    }
+
+    fn text(record: impl FnOnce(&Metrics)) -> String {
+        let metrics = Metrics::new(vec![Arc::new(Fixed)]);
+        record(&metrics);
+        metrics.encode().unwrap()
+    }
+
+    #[test]
+    fn kube_proxys_metrics_keep_their_names() {
+        let text = text(|metrics| {
+            metrics.queued(2, 3);
+            metrics.applied(Duration::from_micros(50));
+            metrics.network_programmed(IpFamily::V6, Duration::from_millis(300));
+            metrics.probed(Probe::Healthz, StatusCode::OK);
+            metrics.set_objects(&Objects { without_local: [[1, 0], [0, 2]], ..Objects::default() });
+        });
+        for line in [
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_service_changes_total 2",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 3",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 1",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 2",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} in {text}");
+        }
+        assert!(
+            text.contains("kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"}")
+        );
+    }
+
+    #[test]
+    fn our_metrics_tell_fill_errors_problems_and_drops() {
+        let text = text(|metrics| {
+            metrics.programmed(Duration::from_micros(20));
+            metrics.set_fill(&[MapFill { map: "services", used: 3, capacity: 8 }]);
+            metrics.apply_failed();
+            metrics.set_unfit(1);
+            metrics.set_problems("dispute", 2);
+            metrics.set_watch_connected("services", true);
+            metrics.watch_failed("services");
+            metrics.set_objects(&Objects { services: 5, ..Objects::default() });
+        });
+        for line in [
+            "lb_agent_programming_duration_seconds_bucket{le=\"0.000032\"} 1",
+            "lb_agent_map_entries{map=\"services\"} 3",
+            "lb_agent_map_capacity_entries{map=\"services\"} 8",
+            "lb_agent_apply_errors_total 1",
+            "lb_agent_unfit_service_ports 1",
+            "lb_agent_problems{kind=\"dispute\"} 2",
+            "lb_agent_watch_connected{resource=\"services\"} 1",
+            "lb_agent_watch_errors_total{resource=\"services\"} 1",
+            "lb_agent_objects{kind=\"services\"} 5",
+            "lb_agent_drops_total{reason=\"no_local_endpoint\"} 7",
+            "lb_agent_drops_total{reason=\"ports_exhausted\"} 0",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn the_buckets_of_network_programming_are_kube_proxys() {
+        let buckets: Vec<_> = network_programming_buckets().collect();
+        assert_eq!(buckets.len(), 2 + 59 + 12 + 7);
+        assert!(buckets.is_sorted());
+        assert_eq!(buckets.last(), Some(&300.0));
+    }
+}
