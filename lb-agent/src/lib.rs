@@ -9,4 +9,5 @@ pub mod config;
 pub mod inspect;
 pub mod node;
 pub mod plan;
+pub mod run;
 pub mod serve;

@@ -1,0 +1,52 @@
+//! The seam between the loop and the kernel: what the loop needs of a datapath, and what it wants
+//! to hear back. `tables` implements it over the pinned maps; the loop's tests over plain values.
+
+use crate::node::facts::NodeFacts;
+use crate::plan::desired::{Delta, Desired, ServicePortKey};
+use crate::serve::metrics::MapFill;
+
+/// Something that can hold a [`Desired`] state.
+///
+/// Order of calls: [`set_node`](Self::set_node), then [`begin_from`](Self::begin_from), both once
+/// the lists are complete; then [`apply`](Self::apply) for each delta, in order. After an error of
+/// any of them the loop starts over with the first two, so they must be repeatable.
+pub trait Datapath {
+    /// What goes wrong as a whole (a map or a program that can't be used any more). What goes wrong
+    /// for one Service port is part of the [`ApplyReport`] instead.
+    type Error: std::error::Error + 'static;
+
+    /// The node's addresses and devices are these now; attaches to devices that are new.
+    fn set_node(&mut self, facts: &NodeFacts) -> Result<(), Self::Error>;
+
+    /// Makes the maps hold exactly `desired`, whatever they hold now, without disturbing what is
+    /// right already.
+    fn begin_from(&mut self, desired: &Desired) -> Result<ApplyReport, Self::Error>;
+
+    /// Makes one change to what the maps hold.
+    fn apply(&mut self, delta: &Delta) -> Result<ApplyReport, Self::Error>;
+
+    /// Work that may wait: reuse of freed regions, expiry, another try for what did not fit. Called
+    /// about once a second while nothing else is to be done.
+    fn maintain(&mut self) -> Result<ApplyReport, Self::Error>;
+
+    /// How full the maps are.
+    fn fill(&self) -> Vec<MapFill>;
+}
+
+/// What came of a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApplyReport {
+    /// *All* Service ports that are not, or not wholly, in the datapath now, whichever call left
+    /// them out. The others are unaffected.
+    pub unfit: Vec<Unfit>,
+}
+
+/// A Service port that could not be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// Which.
+    pub key: ServicePortKey,
+    /// Why, and what to do: one line for log and event, for example `the map slots is full
+    /// (4194304 entries); restart with a greater --max-slots`.
+    pub reason: String,
+}

@@ -1,0 +1,221 @@
+//! Who hears of what the loop does: the log, the metrics, the probes, and the cluster's events.
+//!
+//! Each problem is said once when it appears and once when it is gone; what is wrong in an object
+//! has been logged by its source already and is only counted here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use super::datapath::Unfit;
+use crate::cluster::snapshot::{Change, IpFamily, Node, ObjectName, Problem};
+use crate::node::facts::{Device, NodeFacts};
+use crate::plan::desired::{Delta, ServicePortKey};
+use crate::serve::health::Health;
+use crate::serve::metrics::{MapFill, Metrics, Objects};
+
+/// A Warning event that the cluster's users should see on a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The Service.
+    pub service: ObjectName,
+    /// What happened and what to do, one line.
+    pub note: String,
+}
+
+/// Everything that is told to others.
+#[derive(Debug)]
+pub struct Reports {
+    metrics: Metrics,
+    health: Arc<Health>,
+    /// To whoever writes events; `None` without an API server.
+    notices: Option<mpsc::Sender<Notice>>,
+    /// Before this nothing was our fault: older trigger times are not measured.
+    started: SystemTime,
+    /// Problems of source objects by object: how many.
+    object_problems: BTreeMap<String, usize>,
+    disputes: BTreeSet<Problem>,
+    unfit: BTreeMap<ServicePortKey, String>,
+    devices: BTreeMap<u32, Device>,
+    has_node: bool,
+    has_failed: bool,
+    has_written: bool,
+}
+
+impl Reports {
+    /// Reports to these.
+    pub fn new(
+        metrics: Metrics,
+        health: Arc<Health>,
+        notices: Option<mpsc::Sender<Notice>>,
+    ) -> Self {
+        Self {
+            metrics,
+            health,
+            notices,
+            started: SystemTime::now(),
+            object_problems: BTreeMap::new(),
+            disputes: BTreeSet::new(),
+            unfit: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            has_node: false,
+            has_failed: false,
+            has_written: false,
+        }
+    }
+
+    /// Changes came in. Before the lists are complete they can't be written, so nothing waits for
+    /// the datapath yet.
+    pub fn received(&mut self, changes: &[Change], is_synced: bool) {
+        let (mut services, mut slices) = (0, 0);
+        for change in changes {
+            match change {
+                Change::Service(_) | Change::ServiceGone(_) => services += 1,
+                Change::Slice(_) | Change::SliceGone(_) => slices += 1,
+                Change::AllServices(all) => services += all.len() as u64,
+                Change::AllSlices(all) => slices += all.len() as u64,
+                Change::Node(_) => {}
+                Change::Problems { object, problems } => self.object(object, problems),
+            }
+        }
+        self.metrics.queued(services, slices);
+        if is_synced {
+            self.health.waiting();
+        }
+    }
+
+    fn object(&mut self, object: &str, problems: &[Problem]) {
+        if problems.is_empty() {
+            self.object_problems.remove(object);
+        } else {
+            self.object_problems.insert(object.to_owned(), problems.len());
+        }
+        self.metrics.set_problems("object", self.object_problems.values().sum());
+    }
+
+    /// The Node as it is known.
+    pub fn node(&mut self, node: Option<&Node>) {
+        // One that was never there is merely not known yet, or there is none (manifests).
+        self.has_node |= node.is_some();
+        if self.has_node {
+            self.health.set_node(node);
+        }
+    }
+
+    /// The node's network as the datapath was told.
+    pub fn node_facts(&mut self, facts: &NodeFacts) {
+        if facts.devices.is_empty() && !(self.devices.is_empty() && self.has_written) {
+            warn!(
+                "no external device: only processes of this node reach Services; add a default \
+                 route, or name devices with --devices"
+            );
+        }
+        for device in facts.devices.values() {
+            if self.devices.get(&device.index) != Some(device) {
+                info!(
+                    device = %device.name, index = device.index, kind = %device.kind,
+                    ipv4 = device.address4.map(tracing::field::display),
+                    ipv6 = device.address6.map(tracing::field::display),
+                    "external device"
+                );
+            }
+        }
+        for device in self.devices.values() {
+            if !facts.devices.contains_key(&device.index) {
+                info!(device = %device.name, index = device.index, "no external device any more");
+            }
+        }
+        self.devices.clone_from(&facts.devices);
+    }
+
+    /// Addresses that several Services claim.
+    pub fn disputes(&mut self, delta: &Delta) {
+        let Some(problems) = &delta.problems else { return };
+        let problems: BTreeSet<Problem> = problems.iter().cloned().collect();
+        for problem in problems.difference(&self.disputes) {
+            warn!(object = %problem.object, "{}", problem.reason);
+        }
+        for problem in self.disputes.difference(&problems) {
+            info!(object = %problem.object, "settled: {}", problem.reason);
+        }
+        self.metrics.set_problems("dispute", problems.len());
+        self.disputes = problems;
+    }
+
+    /// The datapath is up to date after `took`.
+    pub fn written(&mut self, took: Duration) {
+        if !self.has_written {
+            info!(?took, "the datapath holds all Services");
+        } else if self.has_failed {
+            info!("the datapath could be written again");
+        } else {
+            debug!(?took, "written");
+        }
+        self.has_written = true;
+        self.has_failed = false;
+        self.metrics.applied(took);
+        self.health.applied();
+    }
+
+    /// Something visible changed in the kernel, `waited` after it came in.
+    pub fn programmed(&self, waited: Option<Duration>, triggers: &BTreeMap<SystemTime, IpFamily>) {
+        if let Some(waited) = waited {
+            self.metrics.programmed(waited);
+        }
+        for (time, family) in triggers.range(self.started..) {
+            // A clock that is behind the controller's yields nothing to measure.
+            if let Ok(waited) = time.elapsed() {
+                self.metrics.network_programmed(*family, waited);
+            }
+        }
+    }
+
+    /// These Service ports, and no others, are not in the datapath.
+    pub fn unfit(&mut self, unfit: &[Unfit]) {
+        if unfit.is_empty() && self.unfit.is_empty() {
+            return;
+        }
+        let unfit: BTreeMap<_, _> =
+            unfit.iter().map(|unfit| (unfit.key.clone(), unfit.reason.clone())).collect();
+        for (key, reason) in &unfit {
+            if self.unfit.get(key) != Some(reason) {
+                warn!(object = %format_args!("Service {key}"), "not in the datapath: {reason}");
+                self.notify(key, reason);
+            }
+        }
+        for key in self.unfit.keys().filter(|key| !unfit.contains_key(*key)) {
+            info!(object = %format_args!("Service {key}"), "in the datapath again, or gone");
+        }
+        self.metrics.set_unfit(unfit.len());
+        self.unfit = unfit;
+    }
+
+    fn notify(&self, key: &ServicePortKey, reason: &str) {
+        let Some(notices) = &self.notices else { return };
+        let note = format!("{key} is not in the datapath of a node: {reason}");
+        let notice = Notice { service: key.service.clone(), note };
+        if notices.try_send(notice).is_err() {
+            // The API server takes no events: the log and the metric have said it all.
+            debug!(%key, "no event for a Service that doesn't fit");
+        }
+    }
+
+    /// The datapath couldn't be written; the next try comes after `backoff`.
+    pub fn failed(&mut self, error: &(dyn std::error::Error + 'static), backoff: Duration) {
+        self.metrics.apply_failed();
+        if std::mem::replace(&mut self.has_failed, true) {
+            debug!(error, ?backoff, "the datapath still can't be written");
+        } else {
+            warn!(error, "the datapath can't be written; it stays as it is, trying again");
+        }
+    }
+
+    /// Numbers for the gauges.
+    pub fn gauges(&self, objects: &Objects, fill: &[MapFill]) {
+        self.metrics.set_objects(objects);
+        self.metrics.set_fill(fill);
+    }
+}
