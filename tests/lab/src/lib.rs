@@ -21,6 +21,7 @@
 #![deny(unsafe_code)]
 
 mod agent;
+mod binary;
 mod command;
 mod lab;
 pub mod peer;
@@ -30,6 +31,7 @@ pub mod topology;
 mod wiring;
 
 pub use agent::{Agent, AgentOptions, HEALTHZ, METRICS, Xdp};
+pub use binary::agent_binary;
 pub use lab::Lab;
 pub use peer::Peer;
 pub use peer::protocol::{

@@ -3,7 +3,6 @@
 //! A process of its own rather than a thread, because the cgroup decides which socket hooks see a
 //! socket, and a thread cannot be in another cgroup than its process.
 
-mod binary;
 mod client;
 mod load;
 pub mod process;
@@ -22,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::Lab;
+use crate::binary::peer_binary;
 use protocol::{
     FromPeer, Load, LoadReport, Order, Outcome, Page, Report, Request, Serve, ToPeer, Transport,
 };
@@ -42,7 +42,7 @@ pub struct Peer {
 
 impl Peer {
     pub(crate) fn start(lab: &Lab, host: &str) -> Result<Self> {
-        let mut command = lab.daemon(host, binary::path()?)?;
+        let mut command = lab.daemon(host, peer_binary()?)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("start lab-peer in {host}"))?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
