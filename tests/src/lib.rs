@@ -1,3 +1,4 @@
 //! Tests against the real kernel.
 
+pub mod cluster;
 pub mod vm;

@@ -1,0 +1,7 @@
+//! The load balancer against a real Kubernetes API server with its real controllers, on two nodes
+//! that are namespaces of this machine.
+//!
+//! `cargo test -p lb-tests --test cluster`. Needs root and Go; the first run builds the control plane
+//! (about ten minutes). All tests share one cluster and each has a namespace of its own in it.
+
+mod control_plane;
