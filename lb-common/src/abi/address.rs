@@ -1,0 +1,103 @@
+//! The common form of an address.
+
+use bytemuck::{Pod, Zeroable};
+
+/// 16 bytes in network byte order; IPv4 is mapped (`::ffff:a.b.c.d`, RFC 4291, 2.5.5.2).
+///
+/// The tables that both families share use it, so an IPv6 socket that connects to a mapped address
+/// finds the IPv4 Service without any code of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Address([u32; 4]);
+
+/// The third word of a mapped address.
+const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+impl Address {
+    /// `::`, the wildcard of IPv6.
+    pub const UNSPECIFIED_V6: Self = Self([0; 4]);
+    /// `::ffff:0.0.0.0`, the wildcard of IPv4.
+    pub const UNSPECIFIED_V4: Self = Self::mapped(0);
+
+    /// An IPv4 address, given as a word in memory order.
+    #[inline(always)]
+    pub const fn mapped(v4: u32) -> Self {
+        Self([0, 0, MAPPED, v4])
+    }
+
+    /// From four words in memory order.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    /// The four words in memory order.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        self.0
+    }
+
+    /// Whether it is an IPv4 address in mapped form.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        let [a, b, c, _] = self.0;
+        a == 0 && b == 0 && c == MAPPED
+    }
+
+    /// The wildcard of this address's family, under which NodePorts are found.
+    #[inline(always)]
+    pub const fn wildcard(self) -> Self {
+        if self.is_v4() { Self::UNSPECIFIED_V4 } else { Self::UNSPECIFIED_V6 }
+    }
+
+    /// Whether it is a loopback address (127.0.0.0/8, also mapped; ::1).
+    #[inline(always)]
+    pub const fn is_loopback(self) -> bool {
+        let [a, b, c, d] = self.0;
+        if self.is_v4() {
+            d.to_ne_bytes()[0] == 127
+        } else {
+            a == 0 && b == 0 && c == 0 && d == 1_u32.to_be()
+        }
+    }
+}
+
+impl From<core::net::IpAddr> for Address {
+    fn from(address: core::net::IpAddr) -> Self {
+        let bytes = match address {
+            core::net::IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            core::net::IpAddr::V6(v6) => v6.octets(),
+        };
+        Self(bytemuck::cast(bytes))
+    }
+}
+
+impl From<Address> for core::net::IpAddr {
+    fn from(address: Address) -> Self {
+        let bytes: [u8; 16] = bytemuck::cast(address.0);
+        core::net::Ipv6Addr::from(bytes).to_canonical()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::IpAddr;
+
+    #[test]
+    fn addresses_of_both_families_survive_the_round_trip() {
+        for text in ["10.96.0.1", "0.0.0.0", "::", "::1", "fd00:96::1", "255.255.255.255"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(Address::from(address)), address);
+        }
+    }
+
+    #[test]
+    fn the_wildcard_keeps_the_family_and_loopback_is_known_in_both() {
+        let of = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        assert_eq!(of("10.0.0.1").wildcard(), of("0.0.0.0"));
+        assert_eq!(of("fd00::1").wildcard(), of("::"));
+        assert!(of("127.8.9.1").is_loopback() && of("::1").is_loopback());
+        assert!(!of("::").is_loopback() && !of("128.0.0.1").is_loopback());
+    }
+}

@@ -1,0 +1,20 @@
+//! CONFIG: constants of one agent run, set when the object is loaded.
+
+use bytemuck::{Pod, Zeroable};
+
+/// The global `CONFIG` of the object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct Config {
+    /// Cookie of the node's network namespace (`SO_NETNS_COOKIE`): NodePorts on loopback addresses
+    /// are for sockets in it only.
+    pub host_netns_cookie: u64,
+    /// First port for SNAT, host byte order.
+    pub snat_port_min: u16,
+    /// Last port for SNAT, host byte order; not below `snat_port_min`.
+    pub snat_port_max: u16,
+    /// Always zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Config>() == 16 && align_of::<Config>() == 8);

@@ -1,0 +1,102 @@
+//! FLOWS4 and FLOWS6: what was decided for a flow, found from either of its directions.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{BackendIndex, ServiceIndex};
+use crate::bytes::Be16;
+use crate::family::{Family, V4, V6};
+
+/// A 5-tuple as it is on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct FlowKey<F: Family> {
+    /// Source address.
+    pub source: F::Addr,
+    /// Destination address.
+    pub destination: F::Addr,
+    /// Source port.
+    pub source_port: Be16,
+    /// Destination port.
+    pub destination_port: Be16,
+    /// IP protocol number, widened so that there is no padding.
+    pub protocol: u32,
+}
+
+impl<F: Family> Default for FlowKey<F> {
+    fn default() -> Self {
+        Zeroable::zeroed()
+    }
+}
+
+impl<F: Family> FlowKey<F> {
+    /// The tuple of packets that answer this one.
+    #[inline(always)]
+    #[must_use]
+    pub fn inverse(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+/// One direction of a flow: how its packets are rewritten.
+///
+/// Both directions are entries of their own, and each holds what is needed to write the other
+/// again: the key of the other is the inverse of `translated`, and its `translated` is the inverse
+/// of this key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Flow<F: Family> {
+    /// The tuple that packets of this direction leave with.
+    pub translated: FlowKey<F>,
+    /// The chosen backend.
+    pub backend: BackendIndex,
+    /// Its generation when it was chosen.
+    pub generation: u32,
+    /// The Service port.
+    pub service: ServiceIndex,
+    /// Time of the last packet, in ticks ([`crate::env::TICK_NANOSECONDS`]), renewed about once a second.
+    pub last_seen: u32,
+    /// Bits of [`FlowFlags`].
+    pub flags: u32,
+    /// Index of the device through which a forwarded flow was first sent, 0 when unknown.
+    pub device: u32,
+}
+
+/// Bits of [`Flow::flags`].
+pub struct FlowFlags;
+
+impl FlowFlags {
+    /// This entry is the reply direction (backend to client).
+    pub const REPLY: u32 = 1;
+    /// The backend is on this node: packets go up the stack, replies are rewritten at egress.
+    /// Without it the flow is forwarded in both directions by us.
+    pub const LOCAL: u32 = 1 << 1;
+    /// A TCP FIN was seen in this direction.
+    pub const FIN: u32 = 1 << 2;
+    /// A TCP RST was seen in this direction.
+    pub const RST: u32 = 1 << 3;
+    /// A reply was seen (kept in both entries).
+    pub const ANSWERED: u32 = 1 << 4;
+}
+
+// SAFETY: `repr(C)` over Pod fields of alignment 4 or 2 in pairs; the const assertions below prove
+// that neither instantiation has padding.
+unsafe impl<F: Family> Zeroable for FlowKey<F> {}
+// SAFETY: as above.
+unsafe impl<F: Family> Pod for FlowKey<F> {}
+// SAFETY: as above.
+unsafe impl<F: Family> Zeroable for Flow<F> {}
+// SAFETY: as above.
+unsafe impl<F: Family> Pod for Flow<F> {}
+
+const _: () = {
+    assert!(size_of::<FlowKey<V4>>() == 4 + 4 + 2 + 2 + 4);
+    assert!(size_of::<FlowKey<V6>>() == 16 + 16 + 2 + 2 + 4);
+    assert!(size_of::<Flow<V4>>() == size_of::<FlowKey<V4>>() + 24);
+    assert!(size_of::<Flow<V6>>() == size_of::<FlowKey<V6>>() + 24);
+};

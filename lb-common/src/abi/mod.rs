@@ -1,0 +1,64 @@
+//! Layouts of every map key and value: the contract between the kernel programs and the agent.
+//!
+//! Rules: `repr(C)`, explicit padding, alignment of at least 4 (alignment 1 compiles to byte-wise
+//! copies), no bool, enum or Option, byte order in the type, size and offsets asserted at compile
+//! time. A change of any layout raises [`VERSION`], which is part of the pin path.
+
+mod address;
+mod backend;
+mod config;
+mod flow;
+mod frontend;
+mod node;
+mod service;
+mod socket;
+mod stats;
+
+pub use address::Address;
+pub use backend::{Backend, BackendFlags, BackendIndex};
+pub use config::Config;
+pub use flow::{Flow, FlowFlags, FlowKey};
+pub use frontend::{Frontend, FrontendKey, FrontendKind};
+pub use node::{Device, DeviceFlags, NodeAddressFlags};
+pub use service::{Region, ServiceFlags, ServiceIndex, ServiceName, ServicePointer, ServiceRecord};
+pub use socket::{ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue};
+pub use stats::DropKey;
+
+/// Version of the layouts below; part of the pin path (`…/lb/v<VERSION>/`).
+pub const VERSION: u32 = 1;
+
+/// Names of the maps, as the object declares them and as they are pinned.
+pub mod map {
+    /// Hash [`super::FrontendKey`] → [`super::Frontend`].
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// Mmapable array of [`super::ServicePointer`] by [`super::ServiceIndex`].
+    pub const SERVICES: &str = "SERVICES";
+    /// Mmapable array of [`super::ServiceRecord`] by record index.
+    pub const RECORDS: &str = "RECORDS";
+    /// Mmapable array of `u32` backend indices; services own regions of it.
+    pub const SLOTS: &str = "SLOTS";
+    /// Mmapable array of [`super::Backend`] by [`super::BackendIndex`].
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Hash `u32` service index → [`super::ServiceName`].
+    pub const NAMES: &str = "NAMES";
+    /// Hash [`super::Address`] → `u32` [`super::NodeAddressFlags`].
+    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+    /// Hash `u32` interface index → [`super::Device`].
+    pub const DEVICES: &str = "DEVICES";
+    /// LRU hash [`super::FlowKey`]`<V4>` → [`super::Flow`]`<V4>`.
+    pub const FLOWS4: &str = "FLOWS4";
+    /// LRU hash [`super::FlowKey`]`<V6>` → [`super::Flow`]`<V6>`.
+    pub const FLOWS6: &str = "FLOWS6";
+    /// LRU hash [`super::PeerKey`] → [`super::PeerValue`].
+    pub const PEERS: &str = "PEERS";
+    /// LRU hash [`super::ReverseKey`] → [`super::ReverseValue`].
+    pub const REVERSE: &str = "REVERSE";
+    /// Socket storage of [`super::ConnectedPeer`].
+    pub const CONNECTED: &str = "CONNECTED";
+    /// LRU hash [`crate::packet::FragmentKey`]`<V4>` → [`crate::wire::transport::Ports`].
+    pub const FRAGMENTS4: &str = "FRAGMENTS4";
+    /// LRU hash [`crate::packet::FragmentKey`]`<V6>` → [`crate::wire::transport::Ports`].
+    pub const FRAGMENTS6: &str = "FRAGMENTS6";
+    /// LRU per-CPU hash [`super::DropKey`] → `u64` packets.
+    pub const DROPS: &str = "DROPS";
+}

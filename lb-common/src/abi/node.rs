@@ -1,0 +1,39 @@
+//! NODE_ADDRESSES and DEVICES: what the datapath knows of its own node.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Address;
+
+/// Bits of the value of NODE_ADDRESSES.
+pub struct NodeAddressFlags;
+
+impl NodeAddressFlags {
+    /// NodePorts are served on this address (`--nodeport-addresses`).
+    pub const NODE_PORTS: u32 = 1;
+}
+
+/// Value of DEVICES: a device on which packets enter from outside or from other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Device {
+    /// Source of IPv4 packets that we send through it; the IPv6 wildcard when it has none.
+    pub address4: Address,
+    /// Source of IPv6 packets that we send through it; the wildcard when it has none.
+    pub address6: Address,
+    /// MTU, bytes.
+    pub mtu: u32,
+    /// Bits of [`DeviceFlags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Device::flags`].
+pub struct DeviceFlags;
+
+impl DeviceFlags {
+    /// Frames begin with an Ethernet header.
+    pub const ETHERNET: u32 = 1;
+    /// Frames may be sent to it from XDP (an XDP program of ours is attached natively).
+    pub const XDP: u32 = 1 << 1;
+}
+
+const _: () = assert!(size_of::<Device>() == 40 && align_of::<Device>() == 4);

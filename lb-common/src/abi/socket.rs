@@ -1,0 +1,84 @@
+//! CONNECTED, PEERS and REVERSE: what sockets were told and where they really talk to.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Address, BackendIndex};
+use crate::bytes::Be16;
+
+/// Socket storage of a socket that `connect` translated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(4))]
+pub struct ConnectedPeer {
+    /// The address that the application named.
+    pub frontend: Address,
+    /// The address that the kernel connected to.
+    pub backend: Address,
+    /// The port that the application named.
+    pub frontend_port: Be16,
+    /// The port that the kernel connected to.
+    pub backend_port: Be16,
+    /// The chosen backend.
+    pub index: BackendIndex,
+    /// Its generation when it was chosen.
+    pub generation: u32,
+}
+
+/// Key of PEERS: an unconnected UDP socket and the frontend that it sends to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct PeerKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    /// Frontend address.
+    pub address: Address,
+    /// Frontend port.
+    pub port: Be16,
+    /// Always zero.
+    pub pad: [u8; 6],
+}
+
+/// Value of PEERS: the backend that this socket's datagrams go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PeerValue {
+    /// The chosen backend.
+    pub backend: BackendIndex,
+    /// Its generation when it was chosen.
+    pub generation: u32,
+    /// Time of the last datagram, in ticks.
+    pub last_seen: u32,
+}
+
+/// Key of REVERSE: a socket and the backend that answers it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct ReverseKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    /// Backend address.
+    pub address: Address,
+    /// Backend port.
+    pub port: Be16,
+    /// Always zero.
+    pub pad: [u8; 6],
+}
+
+/// Value of REVERSE: the frontend that the application sent to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(4))]
+pub struct ReverseValue {
+    /// Frontend address.
+    pub address: Address,
+    /// Frontend port.
+    pub port: Be16,
+    /// Always zero.
+    pub pad: [u8; 2],
+}
+
+const _: () = {
+    assert!(size_of::<ConnectedPeer>() == 44);
+    assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 8);
+    assert!(size_of::<PeerValue>() == 12);
+    assert!(size_of::<ReverseKey>() == 32 && align_of::<ReverseKey>() == 8);
+    assert!(size_of::<ReverseValue>() == 20);
+};

@@ -1,0 +1,169 @@
+//! What a datapath decision may ask of the world: tables, packet bytes, clock, random, routes.
+//!
+//! The kernel programs implement these traits with maps and BPF helpers, the host tests with plain
+//! collections. Static dispatch only; every method is expected to be inlined.
+
+use bytemuck::Pod;
+
+use crate::abi::{
+    Address, Backend, BackendIndex, Device, Flow, FlowKey, Frontend, FrontendKey, ServiceIndex,
+    ServiceRecord,
+};
+use crate::family::Family;
+use crate::lb::DropReason;
+use crate::packet::{FragmentKey, Packet};
+use crate::wire::checksum::Sum;
+use crate::wire::transport::Ports;
+
+/// Length of one tick of [`Tables::now`], nanoseconds. A power of two: the kernel side shifts.
+pub const TICK_NANOSECONDS: u64 = 1 << TICK_SHIFT;
+/// `nanoseconds >> TICK_SHIFT` of CLOCK_MONOTONIC are ticks (16.8 ms; wraps after 834 days).
+pub const TICK_SHIFT: u32 = 24;
+/// Ticks after which a flow's `last_seen` is written again: about one second.
+pub const RENEWAL_TICKS: u32 = 64;
+
+/// The Service tables, as socket hooks and packet hooks both need them.
+pub trait Tables {
+    /// FRONTENDS.
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    /// The current record of a Service: one read of SERVICES, one of RECORDS.
+    fn record(&self, service: ServiceIndex) -> Option<&ServiceRecord>;
+    /// SLOTS.
+    fn slot(&self, index: u32) -> Option<BackendIndex>;
+    /// BACKENDS.
+    fn backend(&self, index: BackendIndex) -> Option<&Backend>;
+    /// NODE_ADDRESSES: flags, `None` for addresses that aren't the node's own.
+    fn node_address(&self, address: &Address) -> Option<u32>;
+    /// 32 random bits.
+    fn random(&self) -> u32;
+    /// Monotonic time in ticks.
+    fn now(&self) -> u32;
+    /// Counts one packet or connection that was not served.
+    fn count_drop(&self, service: ServiceIndex, reason: DropReason);
+}
+
+/// Whether a store changes bytes that a checksum elsewhere in the packet makes up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// Another field (a header checksum) is changed so that the sum over the packet stays.
+    Balanced,
+    /// The sum over the packet changes by the difference.
+    Unbalanced,
+}
+
+/// Which checksum rule a transport checksum follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChecksumRule {
+    /// TCP, ICMP, ICMPv6.
+    Plain,
+    /// UDP: zero means none, and is never sent as a result.
+    Udp,
+}
+
+/// What the change of a transport checksum comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeOf {
+    /// The pseudo header (addresses).
+    PseudoHeader,
+    /// Bytes of the packet under the checksum.
+    Payload,
+}
+
+/// The bytes of one packet.
+pub trait Frame {
+    /// Whether only packets with the fixed IP header (no options, no extension headers) are
+    /// handled here, so that every offset is a constant. Others are passed on untouched.
+    const FIXED_HEADERS: bool;
+    /// Where the IP header starts, bytes from the start of the frame.
+    const IP_OFFSET: u32;
+
+    /// Reads a value at `offset` bytes from the start; `None` past the end.
+    fn load<T: Pod>(&self, offset: u32) -> Option<T>;
+    /// Writes a value; `false` past the end or when the packet can't be written.
+    fn store<T: Pod>(&mut self, offset: u32, value: &T, balance: Balance) -> bool;
+    /// Changes the IPv4 header checksum at `offset`.
+    fn change_header_checksum(&mut self, offset: u32, change: Sum) -> bool;
+    /// Changes a transport checksum at `offset`.
+    fn change_transport_checksum(
+        &mut self,
+        offset: u32,
+        change: Sum,
+        of: ChangeOf,
+        rule: ChecksumRule,
+    ) -> bool;
+}
+
+/// A question to the routing table.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteQuery<F: Family> {
+    /// Source address the packet will have; default when it isn't known yet.
+    pub source: F::Addr,
+    /// Destination address the packet will have.
+    pub destination: F::Addr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// IP length of the largest packet on the wire that this frame becomes, bytes.
+    pub length: u32,
+}
+
+/// The answer of the routing table. The environment keeps what it needs to send the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Through this device; the next hop's link address may still have to be resolved.
+    Via {
+        /// Interface index.
+        device: u32,
+    },
+    /// The packet is longer than the path allows.
+    TooBig {
+        /// Interface index.
+        device: u32,
+        /// The path's MTU, bytes.
+        mtu: u32,
+    },
+    /// To an address of this node: the stack's business.
+    Stack,
+    /// This hook can't tell or can't send there; another one may.
+    Elsewhere,
+    /// No route, or one that forbids.
+    None,
+}
+
+/// Why a flow could not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// The key is taken.
+    Exists,
+    /// The table refused.
+    Refused,
+}
+
+/// Everything a packet decision may ask.
+pub trait Env<F: Family>: Tables + Frame {
+    /// Whether packets that this hook passes on meet no other of ours. XDP carries known, forwarded
+    /// flows alone; first packets, local backends (better served behind GRO) and answers it leaves
+    /// to tc.
+    const FINAL: bool;
+
+    /// The flow entry under `key`, to read and to renew in place.
+    fn flow(&mut self, key: &FlowKey<F>) -> Option<&mut Flow<F>>;
+    /// Writes a new entry; never replaces one.
+    fn insert_flow(&mut self, key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError>;
+    /// Removes an entry if it is there.
+    fn delete_flow(&mut self, key: &FlowKey<F>);
+    /// DEVICES: an external device; `None` for every other interface.
+    fn device(&self, index: u32) -> Option<&Device>;
+    /// Asks the routing table.
+    fn route(&mut self, query: &RouteQuery<F>) -> Route;
+    /// Whether a socket of this node already receives packets with the tuple `reply`.
+    fn host_socket(&self, reply: &FlowKey<F>) -> bool;
+    /// First and last port for SNAT, host byte order.
+    fn snat_ports(&self) -> (u16, u16);
+    /// IP length of the longest packet on the wire that this frame becomes, bytes: a frame of
+    /// merged segments is split again before it is sent.
+    fn wire_length(&self, packet: &Packet<F>) -> u32;
+    /// The ports that the first fragment of this datagram had.
+    fn fragment(&self, key: &FragmentKey<F>) -> Option<Ports>;
+    /// Remembers the ports of a first fragment.
+    fn remember_fragment(&mut self, key: &FragmentKey<F>, ports: &Ports);
+}

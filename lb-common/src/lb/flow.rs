@@ -1,0 +1,98 @@
+//! Known flows: finding, judging, renewing and repairing them.
+
+use crate::abi::{BackendIndex, Flow, FlowFlags, FlowKey};
+use crate::env::{Env, RENEWAL_TICKS, Tables};
+use crate::family::Family;
+use crate::packet::{Packet, Work};
+use crate::wire::{ip, transport};
+
+/// Finds the flow of a packet and copies its entry to `work.entry`. A flow that must not be used
+/// any more is removed, so that the packet opens a new one.
+#[inline(always)]
+pub fn find<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> bool {
+    let Work { packet, entry, other, key, .. } = work;
+    match env.flow(&packet.tuple) {
+        Some(known) => *entry = *known,
+        None => return false,
+    }
+    let Flow { backend, generation, flags, .. } = *entry;
+    if flags & FlowFlags::REPLY == 0 && outdated(env, packet, flags, backend, generation) {
+        env.delete_flow(&packet.tuple);
+        *key = entry.translated.inverse();
+        env.delete_flow(key);
+        return false;
+    }
+    let now = env.now();
+    let added = seen(packet, flags) & !flags;
+    if added != 0 || now.wrapping_sub(entry.last_seen) >= RENEWAL_TICKS {
+        entry.flags |= added;
+        entry.last_seen = now;
+        if let Some(known) = env.flow(&packet.tuple) {
+            known.flags = entry.flags;
+            known.last_seen = now;
+        }
+        renew_other(env, &packet.tuple, entry, other, key);
+    }
+    true
+}
+
+/// Whether a packet in the forward direction needs a new choice of backend.
+///
+/// UDP follows its endpoint's generation: the first datagram after the endpoint left goes
+/// elsewhere. TCP is never cut: only a segment that opens a connection looks, when its port is
+/// used again after the last connection ended or its endpoint left.
+#[inline(always)]
+fn outdated<F: Family, T: Tables>(
+    tables: &T,
+    packet: &Packet<F>,
+    flags: u32,
+    backend: BackendIndex,
+    generation: u32,
+) -> bool {
+    let stale = || tables.backend(backend).is_none_or(|entry| entry.generation != generation);
+    if packet.protocol() == ip::TCP {
+        packet.opens() && (flags & (FlowFlags::FIN | FlowFlags::RST) != 0 || stale())
+    } else {
+        stale()
+    }
+}
+
+/// Bits that this packet adds to its entry.
+#[inline(always)]
+fn seen<F: Family>(packet: &Packet<F>, flags: u32) -> u32 {
+    let mut bits = 0;
+    if packet.tcp_flags & transport::FIN != 0 {
+        bits |= FlowFlags::FIN;
+    }
+    if packet.tcp_flags & transport::RST != 0 {
+        bits |= FlowFlags::RST;
+    }
+    if flags & FlowFlags::REPLY != 0 {
+        bits |= FlowFlags::ANSWERED;
+    }
+    bits
+}
+
+/// Touches the entry of the other direction, so that the table's LRU keeps both or neither, and
+/// writes it again if it was lost.
+#[inline(always)]
+fn renew_other<F: Family, E: Env<F>>(
+    env: &mut E,
+    tuple: &FlowKey<F>,
+    flow: &Flow<F>,
+    other: &mut Flow<F>,
+    key: &mut FlowKey<F>,
+) {
+    *key = flow.translated.inverse();
+    if let Some(known) = env.flow(key) {
+        known.last_seen = flow.last_seen;
+        known.flags |= flow.flags & (FlowFlags::RST | FlowFlags::ANSWERED);
+        return;
+    }
+    *other = *flow;
+    other.translated = tuple.inverse();
+    other.flags = (flow.flags ^ FlowFlags::REPLY) & !FlowFlags::FIN;
+    // Another CPU may have been faster, and a full table refuses: both are fine, the next renewal
+    // tries again.
+    let _ = env.insert_flow(key, other);
+}

@@ -1,0 +1,73 @@
+//! ICMP errors inside known flows: translated like the flow, so that path-MTU discovery and
+//! "port unreachable" work through us.
+
+use super::rewrite::{self, Hop};
+use super::{DropReason, Side, Verdict, drop_packet};
+use crate::abi::{Flow, FlowFlags, FlowKey};
+use crate::env::{Env, Route, RouteQuery};
+use crate::packet::{IcmpError, ReadHeader, Work};
+
+/// Translates an error like the flow that it is about, if it is about one of ours.
+#[inline(always)]
+pub(super) fn translate<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    work: &mut Work<F>,
+    side: Side,
+) -> Verdict {
+    let Work { error, entry, key, device: output, .. } = work;
+    // The error travels against the packet that it quotes: with the answers to it.
+    *key = error.quoted.inverse();
+    match env.flow(key) {
+        Some(known) => *entry = *known,
+        None => return Verdict::Pass,
+    }
+    let local = entry.flags & FlowFlags::LOCAL != 0;
+    let reply = entry.flags & FlowFlags::REPLY != 0;
+    // Where the flow's own source is translated, everything on that side hides behind the same
+    // address; else the router keeps its own.
+    let source =
+        if entry.translated.source == key.source { error.source } else { entry.translated.source };
+    match (side, local, reply) {
+        (Side::Ingress, true, false) | (Side::Egress, true, true) => {
+            rewritten(env, error, entry, key, source, Hop::Keep, Verdict::Deliver)
+        }
+        (Side::Ingress, true, true) | (Side::Egress, _, _) => Verdict::Pass,
+        (Side::Ingress, false, _) => {
+            let query = RouteQuery {
+                source,
+                destination: entry.translated.destination,
+                protocol: F::ICMP,
+                length: 0,
+            };
+            *output = match env.route(&query) {
+                Route::Via { device } | Route::TooBig { device, .. } => device,
+                Route::Elsewhere => return Verdict::Pass,
+                Route::Stack | Route::None => {
+                    return drop_packet(env, entry.service, DropReason::NoRoute);
+                }
+            };
+            if error.hop_limit <= 1 {
+                return drop_packet(env, entry.service, DropReason::HopLimit);
+            }
+            rewritten(env, error, entry, key, source, Hop::Decrement, Verdict::Forward)
+        }
+    }
+}
+
+#[inline(always)]
+fn rewritten<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    error: &IcmpError<F>,
+    flow: &Flow<F>,
+    quoted: &mut FlowKey<F>,
+    source: F::Addr,
+    hop: Hop,
+    verdict: Verdict,
+) -> Verdict {
+    *quoted = flow.translated.inverse();
+    if rewrite::icmp_error(env, error, source, flow.translated.destination, quoted, hop) {
+        verdict
+    } else {
+        drop_packet(env, flow.service, DropReason::Rewrite)
+    }
+}

@@ -1,0 +1,149 @@
+//! The first packet of a flow: `frontend → policy → select → claim`.
+
+use super::frontend::{self, Destination, Found};
+use super::policy::{self, Allowed, Client};
+use super::snat::{self, Source};
+use super::{Answer, DropReason, Side, Verdict, carry, drop_packet, select};
+use crate::abi::{BackendFlags, BackendIndex, Device, Flow, FlowFlags, Region};
+use crate::bytes::Be16;
+use crate::env::{Env, Route, RouteQuery};
+use crate::family::Family;
+use crate::packet::{Packet, ReadHeader, Work};
+
+/// The endpoint that a flow will use.
+struct Chosen<F: Family> {
+    index: BackendIndex,
+    generation: u32,
+    address: F::Addr,
+    port: Be16,
+    flags: u16,
+}
+
+/// How a backend is reached.
+enum Path<F: Family> {
+    /// Up the stack of this node.
+    Local,
+    /// Forwarded, with this source address.
+    Remote { source: F::Addr, device: u32 },
+    /// Not from here.
+    Verdict(Verdict),
+    /// Not at all.
+    Drop(DropReason),
+}
+
+/// Opens a flow for a packet from outside, if its destination is a Service's.
+#[inline(always)]
+pub fn new_flow<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict {
+    let packet = &work.packet;
+    let destination = Destination {
+        address: F::widen(packet.tuple.destination),
+        port: packet.tuple.destination_port,
+        protocol: packet.protocol(),
+    };
+    let Some(found) = frontend::find(env, &destination, false) else {
+        return Verdict::Pass;
+    };
+    let Some(record) = env.record(found.service) else {
+        return drop_packet(env, found.service, DropReason::Inconsistent);
+    };
+    match policy::allowed(record, &found, Client::Outside) {
+        Allowed::Endpoints { slots, maglev } => choose_and_carry(env, work, &found, slots, maglev),
+        Allowed::Refuse => {
+            env.count_drop(found.service, DropReason::NoEndpoints);
+            work.answer = Answer::PortUnreachable;
+            Verdict::Answer
+        }
+        Allowed::Drop => drop_packet(env, found.service, DropReason::NoLocalEndpoint),
+    }
+}
+
+#[inline(always)]
+fn choose_and_carry<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    work: &mut Work<F>,
+    found: &Found,
+    slots: Region,
+    maglev: Region,
+) -> Verdict {
+    let Work { packet, entry, key, .. } = work;
+    let Some(chosen) = choose::<F, E>(env, packet, slots, maglev) else {
+        return drop_packet(env, found.service, DropReason::Inconsistent);
+    };
+    let (source, local, device) = match path(env, packet, &chosen) {
+        Path::Local => (Source::Client, FlowFlags::LOCAL, 0),
+        Path::Remote { source, device } => (Source::Node(source), 0, device),
+        Path::Verdict(verdict) => return verdict,
+        Path::Drop(reason) => return drop_packet(env, found.service, reason),
+    };
+    *entry = Flow {
+        translated: packet.tuple.inverse(),
+        backend: chosen.index,
+        generation: chosen.generation,
+        service: found.service,
+        last_seen: env.now(),
+        flags: local | FlowFlags::REPLY,
+        device,
+    };
+    let backend = (chosen.address, chosen.port);
+    if let Err(reason) = snat::claim(env, &packet.tuple, source, backend, entry, key) {
+        return drop_packet(env, found.service, reason);
+    }
+    entry.translated = key.inverse();
+    entry.flags = local;
+    // A refused forward entry costs the next packet this work again; the claim is then adopted.
+    let _ = env.insert_flow(&packet.tuple, entry);
+    carry(env, work, Side::Ingress)
+}
+
+#[inline(always)]
+fn choose<F: ReadHeader, E: Env<F>>(
+    env: &E,
+    packet: &Packet<F>,
+    slots: Region,
+    maglev: Region,
+) -> Option<Chosen<F>> {
+    let index = select::consistent(env, slots, maglev, &packet.tuple)?;
+    let backend = env.backend(index)?;
+    Some(Chosen {
+        index,
+        generation: backend.generation,
+        address: F::narrow(backend.address),
+        port: backend.port,
+        flags: backend.flags,
+    })
+}
+
+#[inline(always)]
+fn path<F: ReadHeader, E: Env<F>>(env: &mut E, packet: &Packet<F>, chosen: &Chosen<F>) -> Path<F> {
+    if chosen.flags & BackendFlags::LOCAL != 0 {
+        return Path::Local;
+    }
+    let query = RouteQuery {
+        source: F::Addr::default(),
+        destination: chosen.address,
+        protocol: packet.protocol(),
+        // The length is judged when the packet is sent, with its real source.
+        length: 0,
+    };
+    let device = match env.route(&query) {
+        Route::Via { device } | Route::TooBig { device, .. } => device,
+        Route::Stack => return Path::Local,
+        Route::Elsewhere => return Path::Verdict(Verdict::Pass),
+        Route::None => return Path::Drop(DropReason::NoRoute),
+    };
+    let Some(external) = env.device(device) else {
+        // Behind a device that isn't external: a pod's. Unless the API says otherwise.
+        let remote = chosen.flags & BackendFlags::REMOTE != 0;
+        return if remote { Path::Drop(DropReason::NoSourceAddress) } else { Path::Local };
+    };
+    match source_address::<F>(external) {
+        Some(source) => Path::Remote { source, device },
+        None => Path::Drop(DropReason::NoSourceAddress),
+    }
+}
+
+#[inline(always)]
+fn source_address<F: Family>(device: &Device) -> Option<F::Addr> {
+    let address = F::narrow(if F::HAS_HEADER_CHECKSUM { device.address4 } else { device.address6 });
+    (address != F::Addr::default()).then_some(address)
+}

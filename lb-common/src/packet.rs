@@ -1,0 +1,377 @@
+//! Bytes → what the datapath needs to know of a packet. Decides nothing about it.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::abi::{Flow, FlowKey};
+use crate::env::{Env, Frame};
+use crate::family::{Addr4, Addr6, Family, V4, V6};
+use crate::lb::Answer;
+use crate::wire::icmp::{self, IcmpHeader};
+use crate::wire::ip::{self, Ipv4Header, Ipv6Extension, Ipv6Fragment, Ipv6Header};
+use crate::wire::transport::{self, Ports};
+
+/// Extension headers that are walked at most before a packet counts as unknown (RFC 8200 names six
+/// kinds; real packets have one or two).
+const MAX_EXTENSIONS: u32 = 6;
+
+/// Identity of a fragmented datagram (RFC 791, RFC 8200).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C, align(4))]
+pub struct FragmentKey<F: Family> {
+    /// Source address.
+    pub source: F::Addr,
+    /// Destination address.
+    pub destination: F::Addr,
+    /// Identification as on the wire, widened to 32 bits.
+    pub id: u32,
+    /// IP protocol number, widened.
+    pub protocol: u32,
+}
+
+// SAFETY: `repr(C)` over Pod fields of alignment 4; no padding (asserted below).
+unsafe impl<F: Family> Zeroable for FragmentKey<F> {}
+// SAFETY: as above.
+unsafe impl<F: Family> Pod for FragmentKey<F> {}
+
+const _: () = {
+    assert!(size_of::<FragmentKey<V4>>() == 2 * size_of::<Addr4>() + 8);
+    assert!(size_of::<FragmentKey<V6>>() == 2 * size_of::<Addr6>() + 8);
+};
+
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first fragment, with this identification.
+    First(u32),
+    /// A later fragment, without transport header.
+    Later(u32),
+}
+
+/// An IP header, with the differences of the families gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Header<F: Family> {
+    /// Source address.
+    pub source: F::Addr,
+    /// Destination address.
+    pub destination: F::Addr,
+    /// Protocol of the payload, behind any extension headers.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    /// Routers may not fragment it (always so for IPv6).
+    pub dont_fragment: bool,
+    /// Whole or fragment.
+    pub part: Part,
+    /// IP length with header, bytes.
+    pub length: u32,
+    /// Where the payload starts, bytes from the start of the frame.
+    pub payload: u32,
+}
+
+/// A packet with ports.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<F: Family> {
+    /// Addresses, ports, protocol.
+    pub tuple: FlowKey<F>,
+    l4: u32,
+    /// Whether it has a transport header (later fragments don't).
+    pub has_transport: bool,
+    /// TCP flags; 0 for other protocols.
+    pub tcp_flags: u8,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    /// Routers may not fragment it.
+    pub dont_fragment: bool,
+    /// IP length with header, bytes.
+    pub length: u32,
+}
+
+impl<F: Family> Packet<F> {
+    /// Where the transport header starts, bytes from the start of the frame; meaningless without
+    /// one. A constant where headers are fixed, so that the verifier sees one too.
+    #[inline(always)]
+    pub fn transport_offset<E: Frame>(&self) -> u32 {
+        if E::FIXED_HEADERS { E::IP_OFFSET + F::HEADER_LEN } else { self.l4 }
+    }
+
+    /// IP protocol number.
+    #[inline(always)]
+    pub fn protocol(&self) -> u8 {
+        self.tuple.protocol as u8
+    }
+
+    /// A TCP segment that opens a connection.
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        self.tcp_flags & (transport::SYN | transport::ACK) == transport::SYN
+    }
+}
+
+/// An ICMP error and the packet that it is about.
+#[derive(Clone, Copy, Debug)]
+pub struct IcmpError<F: Family> {
+    /// Source of the error.
+    pub source: F::Addr,
+    /// Destination of the error.
+    pub destination: F::Addr,
+    /// The tuple of the quoted packet, as quoted.
+    pub quoted: FlowKey<F>,
+    /// Where the ICMP header starts, bytes.
+    pub icmp: u32,
+    /// Where the quoted IP header starts, bytes.
+    pub quoted_l3: u32,
+    /// Where the quoted transport header starts, bytes.
+    pub quoted_l4: u32,
+    /// TTL or hop limit of the error itself.
+    pub hop_limit: u8,
+    /// IP length of the error, bytes.
+    pub length: u32,
+}
+
+/// What a frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP or UDP: [`Work::packet`] is filled.
+    Transport,
+    /// An ICMP error about TCP or UDP: [`Work::error`] is filled.
+    Error,
+    /// Anything else, truncated packets included: not ours.
+    Unknown,
+}
+
+/// Working memory for one packet. A kernel program's stack is 512 bytes, too small for IPv6 tuples
+/// by the handful, so everything large lives here: per-CPU memory there, a local on the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<F: Family> {
+    /// The packet, if it has ports.
+    pub packet: Packet<F>,
+    /// The packet, if it is an ICMP error.
+    pub error: IcmpError<F>,
+    /// The flow entry that the packet found or opens.
+    pub entry: Flow<F>,
+    /// The entry of the other direction, while it is written.
+    pub other: Flow<F>,
+    /// The key that is looked up or written.
+    pub key: FlowKey<F>,
+    /// What the sender is told when the verdict is to answer.
+    pub answer: Answer,
+    /// Where the packet leaves when the verdict is to forward: an interface index.
+    pub device: u32,
+}
+
+// SAFETY: every field is valid when all its bytes are zero (integers, bools that are false, and an
+// enum whose first variant has the tag zero).
+unsafe impl<F: Family> Zeroable for Work<F> {}
+
+/// The part of parsing that differs between the families.
+pub trait ReadHeader: Family {
+    /// Reads the IP header at `offset`; `None` when it is malformed, truncated or not understood.
+    fn read<E: Frame>(frame: &E, offset: u32) -> Option<Header<Self>>;
+    /// Whether this ICMP type of the family is an error that quotes a packet.
+    fn is_error(kind: u8) -> bool;
+}
+
+impl ReadHeader for V4 {
+    #[inline(always)]
+    fn read<E: Frame>(frame: &E, offset: u32) -> Option<Header<Self>> {
+        let header: Ipv4Header = frame.load(offset)?;
+        let words = (header.version_ihl & 0xf) as u32;
+        if header.version_ihl >> 4 != 4 || words < 5 || (E::FIXED_HEADERS && words != 5) {
+            return None;
+        }
+        let fragment = header.fragment.get();
+        let id = header.id.raw() as u32;
+        let part = if fragment & ip::FRAGMENT_OFFSET != 0 {
+            Part::Later(id)
+        } else if fragment & ip::MORE_FRAGMENTS != 0 {
+            Part::First(id)
+        } else {
+            Part::Whole
+        };
+        Some(Header {
+            source: header.source,
+            destination: header.destination,
+            protocol: header.protocol,
+            hop_limit: header.ttl,
+            dont_fragment: fragment & ip::DONT_FRAGMENT != 0,
+            part,
+            length: header.total_len.get() as u32,
+            payload: offset + if E::FIXED_HEADERS { Self::HEADER_LEN } else { words * 4 },
+        })
+    }
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, icmp::V4_UNREACHABLE | icmp::V4_TIME_EXCEEDED | icmp::V4_PARAMETER_PROBLEM)
+    }
+}
+
+impl ReadHeader for V6 {
+    #[inline(always)]
+    fn read<E: Frame>(frame: &E, offset: u32) -> Option<Header<Self>> {
+        let header: Ipv6Header = frame.load(offset)?;
+        if (u32::from_be(header.version_class_flow) >> 28) != 6 {
+            return None;
+        }
+        let mut protocol = header.next_header;
+        let mut payload = offset + Self::HEADER_LEN;
+        let mut part = Part::Whole;
+        if !E::FIXED_HEADERS {
+            // Bounded, so that the verifier can follow; a longer chain is nobody's honest packet.
+            for _ in 0..MAX_EXTENSIONS {
+                match protocol {
+                    ip::HOP_BY_HOP | ip::ROUTING | ip::DESTINATION_OPTIONS => {
+                        let extension: Ipv6Extension = frame.load(payload)?;
+                        protocol = extension.next_header;
+                        payload += (extension.len as u32 + 1) * 8;
+                    }
+                    ip::FRAGMENT => {
+                        let fragment: Ipv6Fragment = frame.load(payload)?;
+                        protocol = fragment.next_header;
+                        payload += 8;
+                        let offset_more = fragment.offset_more.get();
+                        part = match (offset_more >> 3, offset_more & 1) {
+                            (0, 0) => Part::Whole,
+                            (0, _) => Part::First(fragment.id),
+                            (_, _) => Part::Later(fragment.id),
+                        };
+                        if let Part::Later(_) = part {
+                            break;
+                        }
+                    }
+                    _ => break,
+                }
+            }
+        }
+        Some(Header {
+            source: header.source,
+            destination: header.destination,
+            protocol,
+            hop_limit: header.hop_limit,
+            dont_fragment: true,
+            part,
+            length: header.payload_len.get() as u32 + Self::HEADER_LEN,
+            payload,
+        })
+    }
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(
+            kind,
+            icmp::V6_UNREACHABLE
+                | icmp::V6_PACKET_TOO_BIG
+                | icmp::V6_TIME_EXCEEDED
+                | icmp::V6_PARAMETER_PROBLEM
+        )
+    }
+}
+
+/// Reads the frame.
+#[inline(always)]
+pub fn parse<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Kind {
+    let l3 = E::IP_OFFSET;
+    let Some(header) = F::read(env, l3) else {
+        return Kind::Unknown;
+    };
+    match header.protocol {
+        ip::TCP | ip::UDP => match transport_packet(env, &header) {
+            Some(packet) => {
+                work.packet = packet;
+                Kind::Transport
+            }
+            None => Kind::Unknown,
+        },
+        protocol if protocol == F::ICMP => match icmp_error(env, &header) {
+            Some(error) => {
+                work.error = error;
+                Kind::Error
+            }
+            None => Kind::Unknown,
+        },
+        _ => Kind::Unknown,
+    }
+}
+
+#[inline(always)]
+fn tuple<F: Family>(header: &Header<F>, ports: Ports) -> FlowKey<F> {
+    FlowKey {
+        source: header.source,
+        destination: header.destination,
+        source_port: ports.source,
+        destination_port: ports.destination,
+        protocol: header.protocol as u32,
+    }
+}
+
+#[inline(always)]
+fn transport_packet<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    header: &Header<F>,
+) -> Option<Packet<F>> {
+    if E::FIXED_HEADERS && header.part != Part::Whole {
+        return None;
+    }
+    let mut tcp_flags = 0;
+    let ports = match header.part {
+        Part::Later(id) => env.fragment(&fragment_key(header, id))?,
+        Part::Whole | Part::First(_) => {
+            if header.protocol == ip::TCP {
+                tcp_flags = env.load::<u8>(header.payload + transport::TCP_FLAGS_OFFSET)?;
+            }
+            env.load::<Ports>(header.payload)?
+        }
+    };
+    if let Part::First(id) = header.part {
+        env.remember_fragment(&fragment_key(header, id), &ports);
+    }
+    Some(Packet {
+        tuple: tuple(header, ports),
+        l4: header.payload,
+        has_transport: !matches!(header.part, Part::Later(_)),
+        tcp_flags,
+        hop_limit: header.hop_limit,
+        dont_fragment: header.dont_fragment,
+        length: header.length,
+    })
+}
+
+#[inline(always)]
+fn fragment_key<F: Family>(header: &Header<F>, id: u32) -> FragmentKey<F> {
+    FragmentKey {
+        source: header.source,
+        destination: header.destination,
+        id,
+        protocol: header.protocol as u32,
+    }
+}
+
+#[inline(always)]
+fn icmp_error<F: ReadHeader, E: Env<F>>(env: &mut E, header: &Header<F>) -> Option<IcmpError<F>> {
+    if E::FIXED_HEADERS || header.part != Part::Whole {
+        // Errors are rare; XDP leaves them to tc.
+        return None;
+    }
+    let icmp: IcmpHeader = env.load(header.payload)?;
+    if !F::is_error(icmp.kind) {
+        return None;
+    }
+    let quoted_l3 = header.payload + icmp::HEADER_LEN;
+    let quoted = F::read(env, quoted_l3)?;
+    if !matches!(quoted.protocol, ip::TCP | ip::UDP) || matches!(quoted.part, Part::Later(_)) {
+        return None;
+    }
+    let ports: Ports = env.load(quoted.payload)?;
+    Some(IcmpError {
+        source: header.source,
+        destination: header.destination,
+        quoted: tuple(&quoted, ports),
+        icmp: header.payload,
+        quoted_l3,
+        quoted_l4: quoted.payload,
+        hop_limit: header.hop_limit,
+        length: header.length,
+    })
+}

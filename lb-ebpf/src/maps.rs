@@ -1,0 +1,106 @@
+//! Every map. Sizes are defaults; the agent overrides them when it creates the maps.
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray};
+use lb_common::abi::{
+    Address, Backend, Config, ConnectedPeer, Device, DropKey, Flow, FlowKey, Frontend, FrontendKey,
+    PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceName, ServicePointer, ServiceRecord,
+};
+use lb_common::family::{Family, V4, V6};
+use lb_common::packet::{FragmentKey, Work};
+use lb_common::wire::transport::Ports;
+
+#[map]
+pub static FRONTENDS: HashMap<FrontendKey, Frontend> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static SERVICES: Array<ServicePointer> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
+#[map]
+pub static RECORDS: Array<ServiceRecord> = Array::with_max_entries(131_072, BPF_F_MMAPABLE);
+#[map]
+pub static SLOTS: Array<u32> = Array::with_max_entries(4_194_304, BPF_F_MMAPABLE);
+#[map]
+pub static BACKENDS: Array<Backend> = Array::with_max_entries(262_144, BPF_F_MMAPABLE);
+/// Read by the agent and by people alone.
+#[map]
+pub static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static NODE_ADDRESSES: HashMap<Address, u32> =
+    HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+#[map]
+pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(1_024, BPF_F_NO_PREALLOC);
+#[map]
+pub static FLOWS4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(262_144, 0);
+#[map]
+pub static FLOWS6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(262_144, 0);
+#[map]
+pub static FRAGMENTS4: LruHashMap<FragmentKey<V4>, Ports> = LruHashMap::with_max_entries(8_192, 0);
+#[map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Ports> = LruHashMap::with_max_entries(8_192, 0);
+#[map]
+pub static PEERS: LruHashMap<PeerKey, PeerValue> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+pub static DROPS: LruPerCpuHashMap<DropKey, u64> = LruPerCpuHashMap::with_max_entries(8_192, 0);
+#[map]
+static WORK4: PerCpuArray<Work<V4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static WORK6: PerCpuArray<Work<V6>> = PerCpuArray::with_max_entries(1, 0);
+#[btf_map]
+pub static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
+
+/// Set by the agent when it loads the object.
+#[unsafe(no_mangle)]
+static CONFIG: Config = Config { host_netns_cookie: 0, snat_port_min: 0, snat_port_max: 0, pad: 0 };
+
+/// The agent's constants.
+#[inline(always)]
+pub fn config() -> Config {
+    // SAFETY: a valid static; volatile, because the loader writes it after compilation.
+    unsafe { core::ptr::read_volatile(&raw const CONFIG) }
+}
+
+/// The maps of one family.
+pub trait FamilyMaps: Family {
+    /// FLOWS4 or FLOWS6.
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    /// FRAGMENTS4 or FRAGMENTS6.
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Ports>;
+    /// This CPU's working memory: packet hooks run to their end before another starts on a CPU.
+    fn work() -> Option<&'static mut Work<Self>>;
+}
+
+impl FamilyMaps for V4 {
+    #[inline(always)]
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &FLOWS4
+    }
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Ports> {
+        &FRAGMENTS4
+    }
+    #[inline(always)]
+    fn work() -> Option<&'static mut Work<Self>> {
+        // SAFETY: this CPU's element, and nobody else's while the hook runs.
+        WORK4.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+    }
+}
+
+impl FamilyMaps for V6 {
+    #[inline(always)]
+    fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &FLOWS6
+    }
+    #[inline(always)]
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Ports> {
+        &FRAGMENTS6
+    }
+    #[inline(always)]
+    fn work() -> Option<&'static mut Work<Self>> {
+        // SAFETY: this CPU's element, and nobody else's while the hook runs.
+        WORK6.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+    }
+}

@@ -1,0 +1,270 @@
+//! cgroup hooks: sockets of the node and its pods name a Service and reach an endpoint.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use lb_common::abi::{Address, ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue};
+use lb_common::bytes::Be16;
+use lb_common::lb::frontend::Destination;
+use lb_common::lb::socket::{self, SocketEnv, SocketVerdict};
+use lb_common::wire::ip;
+
+use crate::env::Kernel;
+use crate::maps;
+
+/// The call goes on.
+const ALLOW: i32 = 1;
+/// The call fails with the error set before.
+const DENY: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
+/// `IPPROTO_MPTCP`: TCP on the wire.
+const MPTCP: u32 = 262;
+
+type Socket = Kernel<SockAddrContext>;
+
+/// The families' halves of `struct bpf_sock_addr`.
+trait SocketFamily {
+    fn address(context: *mut bpf_sock_addr) -> Address;
+    fn set_address(context: *mut bpf_sock_addr, address: Address);
+}
+
+enum Inet {}
+enum Inet6 {}
+
+impl SocketFamily for Inet {
+    #[inline(always)]
+    fn address(context: *mut bpf_sock_addr) -> Address {
+        // SAFETY: the context is valid; its fields are read at their own width.
+        Address::mapped(unsafe { core::ptr::read_volatile(&raw const (*context).user_ip4) })
+    }
+
+    #[inline(always)]
+    fn set_address(context: *mut bpf_sock_addr, address: Address) {
+        let [_, _, _, v4] = address.words();
+        // SAFETY: as above, a field that these hooks may write.
+        unsafe { core::ptr::write_volatile(&raw mut (*context).user_ip4, v4) }
+    }
+}
+
+impl SocketFamily for Inet6 {
+    #[inline(always)]
+    fn address(context: *mut bpf_sock_addr) -> Address {
+        // SAFETY: the context is valid; its fields are read at their own width.
+        unsafe {
+            let word = |i: usize| core::ptr::read_volatile(&raw const (*context).user_ip6[i]);
+            Address::from_words([word(0), word(1), word(2), word(3)])
+        }
+    }
+
+    #[inline(always)]
+    fn set_address(context: *mut bpf_sock_addr, address: Address) {
+        let [a, b, c, d] = address.words();
+        // SAFETY: as above, fields that these hooks may write.
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*context).user_ip6[0], a);
+            core::ptr::write_volatile(&raw mut (*context).user_ip6[1], b);
+            core::ptr::write_volatile(&raw mut (*context).user_ip6[2], c);
+            core::ptr::write_volatile(&raw mut (*context).user_ip6[3], d);
+        }
+    }
+}
+
+/// `connect` on AF_INET.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(context: SockAddrContext) -> i32 {
+    connect::<Inet>(context)
+}
+
+/// `connect` on AF_INET6, mapped addresses included.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(context: SockAddrContext) -> i32 {
+    connect::<Inet6>(context)
+}
+
+/// `sendmsg` with an address on AF_INET (also AF_INET6 sockets with a mapped address).
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(context: SockAddrContext) -> i32 {
+    sendmsg::<Inet>(context)
+}
+
+/// `sendmsg` with an address on AF_INET6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(context: SockAddrContext) -> i32 {
+    sendmsg::<Inet6>(context)
+}
+
+/// `recvmsg` on AF_INET.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(context: SockAddrContext) -> i32 {
+    reveal::<Inet>(context, socket::recvmsg)
+}
+
+/// `recvmsg` on AF_INET6, mapped addresses included.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(context: SockAddrContext) -> i32 {
+    reveal::<Inet6>(context, socket::recvmsg)
+}
+
+/// `getpeername` on AF_INET.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(context: SockAddrContext) -> i32 {
+    reveal::<Inet>(context, socket::getpeername)
+}
+
+/// `getpeername` on AF_INET6, mapped addresses included.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(context: SockAddrContext) -> i32 {
+    reveal::<Inet6>(context, socket::getpeername)
+}
+
+#[inline(always)]
+fn connect<S: SocketFamily>(context: SockAddrContext) -> i32 {
+    let Some(destination) = destination::<S>(context.sock_addr) else {
+        return ALLOW;
+    };
+    let mut env = Kernel::new(context);
+    let verdict = socket::connect(&mut env, &destination);
+    carry_out::<S>(&env, verdict)
+}
+
+#[inline(always)]
+fn sendmsg<S: SocketFamily>(context: SockAddrContext) -> i32 {
+    let Some(destination) = destination::<S>(context.sock_addr) else {
+        return ALLOW;
+    };
+    let mut env = Kernel::new(context);
+    let verdict = socket::sendmsg(&mut env, &destination);
+    carry_out::<S>(&env, verdict)
+}
+
+/// Shows the application the frontend instead of the backend.
+#[inline(always)]
+fn reveal<S: SocketFamily>(
+    context: SockAddrContext,
+    question: impl Fn(&Socket, Address, Be16) -> Option<(Address, Be16)>,
+) -> i32 {
+    let (address, port) = (S::address(context.sock_addr), user_port(context.sock_addr));
+    let env = Kernel::new(context);
+    if let Some((address, port)) = question(&env, address, port) {
+        S::set_address(env.context.sock_addr, address);
+        set_user_port(env.context.sock_addr, port);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn carry_out<S: SocketFamily>(env: &Socket, verdict: SocketVerdict) -> i32 {
+    match verdict {
+        SocketVerdict::Pass => ALLOW,
+        SocketVerdict::Translate(address, port) => {
+            S::set_address(env.context.sock_addr, address);
+            set_user_port(env.context.sock_addr, port);
+            ALLOW
+        }
+        SocketVerdict::Refuse => fail(ECONNREFUSED),
+        SocketVerdict::Unreachable => fail(EHOSTUNREACH),
+    }
+}
+
+#[inline(always)]
+fn fail(errno: i32) -> i32 {
+    // SAFETY: a plain number.
+    unsafe { bpf_set_retval(-errno) };
+    DENY
+}
+
+/// What the application named; `None` for protocols that have no socket hook of ours.
+#[inline(always)]
+fn destination<S: SocketFamily>(context: *mut bpf_sock_addr) -> Option<Destination> {
+    // SAFETY: the context is valid.
+    let protocol = match unsafe { core::ptr::read_volatile(&raw const (*context).protocol) } {
+        MPTCP => ip::TCP,
+        other if other == ip::TCP as u32 => ip::TCP,
+        other if other == ip::UDP as u32 => ip::UDP,
+        _ => return None,
+    };
+    Some(Destination { address: S::address(context), port: user_port(context), protocol })
+}
+
+#[inline(always)]
+fn user_port(context: *mut bpf_sock_addr) -> Be16 {
+    // SAFETY: the context is valid. The port is the low half, network byte order.
+    Be16::from_raw(unsafe { core::ptr::read_volatile(&raw const (*context).user_port) } as u16)
+}
+
+#[inline(always)]
+fn set_user_port(context: *mut bpf_sock_addr, port: Be16) {
+    // SAFETY: a field that these hooks may write.
+    unsafe { core::ptr::write_volatile(&raw mut (*context).user_port, port.raw() as u32) }
+}
+
+impl SocketEnv for Socket {
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: the context is valid.
+        unsafe { bpf_get_socket_cookie(self.context.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn in_host_namespace(&self) -> bool {
+        // SAFETY: the context is valid.
+        let cookie = unsafe { bpf_get_netns_cookie(self.context.as_ptr()) };
+        cookie == maps::config().host_netns_cookie
+    }
+
+    #[inline(always)]
+    fn connected(&self) -> Option<ConnectedPeer> {
+        // SAFETY: storage of this socket, copied at once.
+        unsafe { maps::CONNECTED.get_ptr_mut(&self.context).as_ref() }.copied()
+    }
+
+    #[inline(always)]
+    fn set_connected(&mut self, peer: &ConnectedPeer) -> bool {
+        let mut value = *peer;
+        // SAFETY: storage of this socket; a socket connects once at a time.
+        unsafe {
+            match maps::CONNECTED.get_or_insert_ptr_mut(&self.context, Some(&mut value)).as_mut() {
+                Some(storage) => {
+                    *storage = value;
+                    true
+                }
+                None => false,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn clear_connected(&mut self) {
+        // SAFETY: the socket of this context. Not there is as good.
+        unsafe {
+            let _ = maps::CONNECTED.delete((*self.context.sock_addr).__bindgen_anon_1.sk);
+        }
+    }
+
+    #[inline(always)]
+    fn peer(&self, key: &PeerKey) -> Option<PeerValue> {
+        // SAFETY: copied at once.
+        unsafe { maps::PEERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_peer(&mut self, key: &PeerKey, value: &PeerValue) {
+        // Without it the next datagram chooses anew.
+        let _ = maps::PEERS.insert(key, value, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn reverse(&self, key: &ReverseKey) -> Option<ReverseValue> {
+        // SAFETY: copied at once.
+        unsafe { maps::REVERSE.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_reverse(&mut self, key: &ReverseKey, value: &ReverseValue) {
+        // Without it the application sees the backend's address.
+        let _ = maps::REVERSE.insert(key, value, BPF_ANY.into());
+    }
+}

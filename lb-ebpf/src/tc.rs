@@ -1,0 +1,279 @@
+//! tc hooks on external devices: everything that comes from outside, and replies of local backends.
+
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+    TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock_tuple,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_sk_lookup_udp,
+    bpf_sk_release, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use bytemuck::{Pod, Zeroable};
+use lb_common::abi::FlowKey;
+use lb_common::bytes::Be16;
+use lb_common::env::{Balance, ChangeOf, ChecksumRule, Route};
+use lb_common::family::{Family, V4, V6};
+use lb_common::lb::answer::AnswerFormat;
+use lb_common::lb::{self, Verdict};
+use lb_common::packet::Packet;
+use lb_common::wire::checksum::Sum;
+use lb_common::wire::{ethernet, ip};
+
+use crate::answer;
+use crate::env::{Kernel, PacketContext};
+use crate::fib::{Answer, Fib};
+use crate::maps::FamilyMaps;
+
+/// A socket buffer whose IP header starts at `IP_OFFSET`: 14 behind an Ethernet header, 0 on
+/// devices without one (tun, wireguard, ipip).
+pub struct Skb<const IP_OFFSET: u32>(pub *mut __sk_buff);
+
+/// Ingress of an Ethernet device.
+#[classifier]
+pub fn tc_ingress(context: TcContext) -> i32 {
+    ingress::<{ ethernet::HEADER_LEN }>(context.skb.skb)
+}
+
+/// Egress of an Ethernet device.
+#[classifier]
+pub fn tc_egress(context: TcContext) -> i32 {
+    egress::<{ ethernet::HEADER_LEN }>(context.skb.skb)
+}
+
+/// Ingress of a device whose packets start with the IP header.
+#[classifier]
+pub fn tc_ingress_l3(context: TcContext) -> i32 {
+    ingress::<0>(context.skb.skb)
+}
+
+/// Egress of a device whose packets start with the IP header.
+#[classifier]
+pub fn tc_egress_l3(context: TcContext) -> i32 {
+    egress::<0>(context.skb.skb)
+}
+
+#[inline(always)]
+fn ingress<const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
+    match ether_type(skb) {
+        V4::ETHERTYPE => ingress_family::<V4, IP_OFFSET>(skb),
+        V6::ETHERTYPE => ingress_family::<V6, IP_OFFSET>(skb),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+#[inline(always)]
+fn egress<const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
+    match ether_type(skb) {
+        V4::ETHERTYPE => egress_family::<V4, IP_OFFSET>(skb),
+        V6::ETHERTYPE => egress_family::<V6, IP_OFFSET>(skb),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// Host byte order.
+#[inline(always)]
+fn ether_type(skb: *mut __sk_buff) -> u16 {
+    // SAFETY: the context is valid; its fields are read at their own width.
+    let protocol = unsafe { core::ptr::read_volatile(&raw const (*skb).protocol) };
+    Be16::from_raw(protocol as u16).get()
+}
+
+/// One function, and one stack frame, per family.
+#[inline(never)]
+fn ingress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
+    let mut env = Kernel::new(Skb::<IP_OFFSET>(skb));
+    let Some(work) = F::work() else {
+        return TC_ACT_UNSPEC;
+    };
+    match lb::ingress::<F, _>(&mut env, work) {
+        // UNSPEC, not OK: filters behind ours still see the packet.
+        Verdict::Pass | Verdict::Deliver => TC_ACT_UNSPEC,
+        Verdict::Forward => redirect(&env.fib, work.device),
+        Verdict::Answer => answer::send::<F, IP_OFFSET>(skb, work.answer),
+        Verdict::Drop => TC_ACT_SHOT,
+    }
+}
+
+#[inline(never)]
+fn egress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
+    let mut env = Kernel::new(Skb::<IP_OFFSET>(skb));
+    let Some(work) = F::work() else {
+        return TC_ACT_UNSPEC;
+    };
+    match lb::egress::<F, _>(&mut env, work) {
+        Verdict::Drop => TC_ACT_SHOT,
+        // Egress forwards and answers nothing: those verdicts belong to ingress.
+        Verdict::Pass | Verdict::Deliver | Verdict::Forward | Verdict::Answer => TC_ACT_UNSPEC,
+    }
+}
+
+/// `struct bpf_redir_neigh`.
+#[repr(C)]
+struct NextHop {
+    family: u32,
+    address: [u32; 4],
+}
+
+/// Sends the packet to the next hop that the route named; the neighbour is resolved on the way.
+#[inline(always)]
+fn redirect(fib: &Fib, device: u32) -> i32 {
+    let mut hop = NextHop { family: fib.family as u32, address: fib.destination };
+    // SAFETY: `hop` is what the helper expects, and initialised.
+    unsafe {
+        bpf_redirect_neigh(device, (&raw mut hop).cast(), size_of::<NextHop>() as i32, 0) as i32
+    }
+}
+
+impl<const IP_OFFSET: u32> EbpfContext for Skb<IP_OFFSET> {
+    #[inline(always)]
+    fn as_ptr(&self) -> *mut c_void {
+        self.0.cast()
+    }
+}
+
+impl<const IP_OFFSET: u32> PacketContext for Skb<IP_OFFSET> {
+    const FIXED_HEADERS: bool = false;
+    const FINAL: bool = true;
+    const IP_OFFSET: u32 = IP_OFFSET;
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { core::ptr::read_volatile(&raw const (*self.0).ifindex) }
+    }
+
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes all of `value` or fails; any bytes are a valid T (Pod).
+        unsafe {
+            let result = bpf_skb_load_bytes(
+                self.0.cast(),
+                offset,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            );
+            (result == 0).then(|| value.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(&mut self, offset: u32, value: &T, balance: Balance) -> bool {
+        let flags = match balance {
+            Balance::Balanced => 0,
+            Balance::Unbalanced => BPF_F_RECOMPUTE_CSUM as u64,
+        };
+        // SAFETY: `value` is initialised and as long as said.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0.cast(),
+                offset,
+                (value as *const T).cast(),
+                size_of::<T>() as u32,
+                flags,
+            ) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn change_header_checksum(&mut self, offset: u32, change: Sum) -> bool {
+        // SAFETY: plain numbers. Width 0: `to` is a difference.
+        unsafe { bpf_l3_csum_replace(self.0.cast(), offset, 0, change.0 as u64, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn change_transport_checksum(
+        &mut self,
+        offset: u32,
+        change: Sum,
+        of: ChangeOf,
+        rule: ChecksumRule,
+    ) -> bool {
+        let pseudo = match of {
+            ChangeOf::PseudoHeader => BPF_F_PSEUDO_HDR as u64,
+            ChangeOf::Payload => 0,
+        };
+        let mangled = match rule {
+            ChecksumRule::Plain => 0,
+            ChecksumRule::Udp => BPF_F_MARK_MANGLED_0 as u64,
+        };
+        // SAFETY: plain numbers. Width 0: `to` is a difference.
+        unsafe {
+            bpf_l4_csum_replace(self.0.cast(), offset, 0, change.0 as u64, pseudo | mangled) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn route(&self, answer: Answer) -> Route {
+        match answer {
+            // The neighbour is resolved by the redirect.
+            Answer::Resolved { device } | Answer::Unresolved { device } => Route::Via { device },
+            Answer::Final(route) => route,
+        }
+    }
+
+    #[inline(always)]
+    fn host_socket<F: FamilyMaps>(&self, reply: &FlowKey<F>) -> bool {
+        host_socket(self.as_ptr(), reply)
+    }
+
+    #[inline(always)]
+    fn wire_length<F: FamilyMaps>(&self, packet: &Packet<F>) -> u32 {
+        // SAFETY: the context is valid.
+        let segment = unsafe { core::ptr::read_volatile(&raw const (*self.0).gso_size) };
+        if segment == 0 {
+            return packet.length;
+        }
+        let l4 = packet.transport_offset::<Kernel<Self>>();
+        let transport = if packet.protocol() == ip::TCP {
+            // Data offset, in words, is the high half of byte 12.
+            self.load::<u8>(l4 + 12).map_or(20, |byte| (byte >> 4) as u32 * 4)
+        } else {
+            8
+        };
+        l4 - IP_OFFSET + transport + segment
+    }
+}
+
+/// `struct bpf_sock_tuple`, either half of its union.
+#[derive(Clone, Copy, Zeroable)]
+#[repr(C)]
+struct SocketTuple<F: Family> {
+    source: F::Addr,
+    destination: F::Addr,
+    source_port: Be16,
+    destination_port: Be16,
+}
+
+/// Whether a socket of this network namespace would receive a packet with this tuple.
+#[inline(always)]
+pub fn host_socket<F: Family>(context: *mut c_void, reply: &FlowKey<F>) -> bool {
+    let mut tuple = SocketTuple::<F> {
+        source: reply.source,
+        destination: reply.destination,
+        source_port: reply.source_port,
+        destination_port: reply.destination_port,
+    };
+    let pointer: *mut bpf_sock_tuple = (&raw mut tuple).cast();
+    let len = size_of::<SocketTuple<F>>() as u32;
+    let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+    // SAFETY: `tuple` is initialised and as long as said; a socket found is released at once.
+    unsafe {
+        let socket = if reply.protocol == ip::TCP as u32 {
+            bpf_skc_lookup_tcp(context, pointer, len, netns, 0)
+        } else {
+            bpf_sk_lookup_udp(context, pointer, len, netns, 0)
+        };
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    true
+}
