@@ -1,7 +1,9 @@
 //! Becoming root where something needs it.
 
 use crate::process;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::Command;
 
 /// The variables that name toolchains and caches: root must find the caller's, not its own.
@@ -13,28 +15,28 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// `sudo` in front of this same program with `args`, keeping the caller's toolchain.
+/// A command that runs `program` as root with `environment`: under sudo when we are not root.
 ///
 /// # Errors
-/// When there is no sudo: says for what root is needed.
-pub fn sudo_self<I: IntoIterator<Item = std::ffi::OsString>>(
-    why: &str,
-    args: I,
-) -> Result<Command> {
+/// When we are not root and there is no sudo: says for what root is needed.
+pub fn as_root(why: &str, program: &Path, environment: &[(String, OsString)]) -> Result<Command> {
+    if is_root() {
+        let mut command = Command::new(program);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        return Ok(command);
+    }
     let Some(sudo) = process::find("sudo") else {
         bail!("{why} needs root, and there is no sudo: run the same command as root");
     };
-    let this = std::env::current_exe().context("find the path of this program")?;
     let mut command = Command::new(sudo);
     // env(1) sets PATH where sudo's secure_path would replace it.
     command.args(["--", "env"]);
-    for name in KEPT {
-        if let Some(value) = std::env::var_os(name) {
-            let mut assignment = std::ffi::OsString::from(format!("{name}="));
-            assignment.push(value);
-            command.arg(assignment);
-        }
+    let kept = KEPT.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var_os(name)?)));
+    for (name, value) in kept.chain(environment.iter().cloned()) {
+        let mut assignment = OsString::from(format!("{name}="));
+        assignment.push(value);
+        command.arg(assignment);
     }
-    command.arg(this).args(args);
+    command.arg(program);
     Ok(command)
 }

@@ -2,7 +2,7 @@
 
 use crate::apt::Suite;
 use crate::{process, workspace};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,7 @@ use std::process::Command;
 /// Depends on the newest kernel of a suite.
 const META: &str = "linux-image-cloud-amd64";
 /// What the datapath and its tests use and a kernel may have as a module.
-const WANTED: [&str; 12] = [
-    "ipv6",
+const WANTED: [&str; 11] = [
     "veth",
     "bridge",
     "vxlan",
@@ -110,11 +109,12 @@ fn open(folder: &Path) -> Result<Kernel> {
         .flatten()
         .find_map(|entry| entry.file_name().into_string().ok())
         .context("lib/modules is empty")?;
-    let image = folder.join("boot").join(format!("vmlinuz-{release}"));
-    if !image.is_file() {
-        bail!("{} is missing", image.display());
-    }
     let tree = base.join("lib/modules").join(&release);
+    // Since 6.17 Debian keeps the image beside the modules.
+    let image = [folder.join("boot").join(format!("vmlinuz-{release}")), tree.join("vmlinuz")]
+        .into_iter()
+        .find(|image| image.is_file())
+        .with_context(|| format!("{} holds no vmlinuz", folder.display()))?;
     if !tree.join("modules.dep").is_file() {
         let depmod =
             process::find("depmod").context("depmod is missing: run `cargo xtask setup`")?;
