@@ -11,3 +11,4 @@ pub mod node;
 pub mod plan;
 pub mod run;
 pub mod serve;
+pub mod tables;
