@@ -105,3 +105,6 @@ fn protocol(text: Option<&str>) -> Option<Protocol> {
 fn port_number(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|&port| port != 0)
 }
+
+#[cfg(test)]
+mod tests;
