@@ -67,3 +67,6 @@ pub fn plan(snapshot: &Snapshot, node_name: &str) -> Desired {
     desired.problems = claims.problems();
     desired
 }
+
+#[cfg(test)]
+mod tests;
