@@ -43,8 +43,14 @@ pub(crate) fn peer_binary() -> Result<PathBuf> {
     path(Program::Peer)
 }
 
+/// Says where `lab-peer` is, for a caller that has built it already.
+pub fn use_peer_binary(path: impl Into<PathBuf>) {
+    FOUND.lock().unwrap_or_else(PoisonError::into_inner).insert(Program::Peer, path.into());
+}
+
+static FOUND: Mutex<BTreeMap<Program, PathBuf>> = Mutex::new(BTreeMap::new());
+
 fn path(program: Program) -> Result<PathBuf> {
-    static FOUND: Mutex<BTreeMap<Program, PathBuf>> = Mutex::new(BTreeMap::new());
     let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(path) = found.get(&program) {
         return Ok(path.clone());

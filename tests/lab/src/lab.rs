@@ -64,6 +64,11 @@ impl Lab {
         registry::list()
     }
 
+    /// The living process that will remove the lab called `id`; `None` if it is kept or abandoned.
+    pub fn owner(id: &str) -> Option<u32> {
+        registry::owner(id)
+    }
+
     /// Leaves the lab up for people: its servers and whatever else runs in it go on.
     pub fn keep(mut self) -> Result<()> {
         for peer in self.lock_peers().values() {

@@ -31,7 +31,7 @@ pub mod topology;
 mod wiring;
 
 pub use agent::{Agent, AgentOptions, HEALTHZ, METRICS, Xdp};
-pub use binary::agent_binary;
+pub use binary::{agent_binary, use_peer_binary};
 pub use lab::Lab;
 pub use peer::Peer;
 pub use peer::protocol::{

@@ -204,6 +204,12 @@ pub(crate) fn list() -> Vec<String> {
     names_in(ROOT)
 }
 
+/// The living process that will remove the lab called `id`; `None` if it is kept or abandoned.
+pub(crate) fn owner(id: &str) -> Option<u32> {
+    let owner = Entry::of(id).ok()?.read().ok()?.owner?;
+    owner.is_alive().then_some(owner.pid)
+}
+
 /// Removes the lab called `id`, whoever owns it.
 pub(crate) fn clean(id: &str) -> Result<()> {
     Entry::of(id)?.remove()
@@ -308,7 +314,7 @@ fn remove_cgroups(cgroup: &Path) -> Result<()> {
             match fs::remove_dir(&directory) {
                 Ok(()) => break,
                 Err(error) if error.kind() == ErrorKind::NotFound => break,
-                // A zombie that its parent has not collected yet keeps the cgroup busy.
+                // A killed process leaves its cgroup only when it has ended.
                 Err(error)
                     if error.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline =>
                 {

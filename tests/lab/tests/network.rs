@@ -251,6 +251,9 @@ fn a_request_reports_every_address_and_error_that_the_application_sees() {
     server.stop_server(number).unwrap();
     assert_eq!(ask(&Request::tcp(v4, 9000)).unwrap_err().errno, "ECONNREFUSED");
 
+    let page = client.get(to, "/").unwrap();
+    assert!(page.body.starts_with("pod-b1 sees you as 10.244.1.11:"), "{page:?}");
+
     let many = client.request(&Request::tcp(v4, PORT).times(20)).unwrap();
     assert_eq!(histogram(&many), BTreeMap::from([("pod-b1".to_owned(), 20)]));
 }

@@ -185,7 +185,7 @@ impl Drop for Peer {
             std::thread::sleep(Duration::from_millis(2));
         }
         // Still there: detached, or busy. The removal of the lab kills it with its cgroup; the
-        // thread collects it so that it does not stay as a zombie that keeps the cgroup busy.
+        // thread collects it so that it does not stay as a zombie.
         let pid = child.id();
         drop(child);
         std::thread::spawn(move || {

@@ -2,10 +2,10 @@
 //!
 //! A request is a line `lab <nonce> <payload> <answer payload>` (lengths in bytes) followed by the
 //! payload; an answer is a [`Greeting`] as a JSON line followed by its payload. TCP connections may
-//! carry several, UDP datagrams exactly one.
+//! carry several, UDP datagrams exactly one. For people a TCP server also answers an HTTP GET.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -26,6 +26,8 @@ const IDLE: Duration = Duration::from_secs(300);
 const STALL: Duration = Duration::from_secs(10);
 /// Largest payload in bytes.
 pub(super) const LARGEST_PAYLOAD: usize = 64 << 20;
+/// Largest HTTP header in bytes.
+const LARGEST_HEADER: u64 = 16 << 10;
 /// Largest UDP datagram in bytes.
 pub(super) const LARGEST_DATAGRAM: usize = 65_535;
 
@@ -148,7 +150,10 @@ fn connection(
             reader.get_ref().set_read_timeout(Some(STALL))?;
         }
         let mut line = String::new();
-        (&mut reader).take(128).read_line(&mut line)?;
+        (&mut reader).take(4096).read_line(&mut line)?;
+        if line.starts_with("GET ") {
+            return page(&mut reader, &mut writer, name, from);
+        }
         let Some(header) = Header::parse(&line) else { return Ok(()) };
         let mut payload = vec![0; header.payload];
         reader.read_exact(&mut payload)?;
@@ -156,6 +161,23 @@ fn connection(
         idle_since = Instant::now();
     }
     Ok(())
+}
+
+/// Answers `curl` with a line of text.
+fn page(
+    reader: &mut BufReader<TcpStream>,
+    writer: &mut TcpStream,
+    name: &str,
+    from: SocketAddr,
+) -> std::io::Result<()> {
+    for line in reader.take(LARGEST_HEADER).lines() {
+        if line?.is_empty() {
+            break;
+        }
+    }
+    let body = format!("{name} sees you as {}\n", canonical(from));
+    let length = body.len();
+    write!(writer, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
 fn datagrams(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
@@ -173,10 +195,6 @@ fn datagrams(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
 }
 
 fn answer(header: &Header, payload: &[u8], name: &str, from: SocketAddr) -> Vec<u8> {
-    let canonical = |address: SocketAddr| -> SocketAddr {
-        let ip: IpAddr = address.ip().to_canonical();
-        SocketAddr::new(ip, address.port())
-    };
     let greeting = Greeting {
         nonce: header.nonce,
         server: name.to_owned(),
@@ -188,6 +206,11 @@ fn answer(header: &Header, payload: &[u8], name: &str, from: SocketAddr) -> Vec<
     bytes.push(b'\n');
     bytes.extend(pattern(header.answer));
     bytes
+}
+
+/// `::ffff:10.0.0.1` of a server for both families is 10.0.0.1.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 #[cfg(test)]

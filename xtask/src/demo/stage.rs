@@ -1,0 +1,175 @@
+//! The demo's network with everything that runs on it: servers in the pods and on the site, one
+//! agent per node, and a copy of the example manifests that the agents follow.
+
+use std::fs;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use lb_lab::{Agent, AgentOptions, Lab, Options, Transport, Xdp, topology::Role};
+use nix::sys::signal::{SigSet, Signal};
+
+use super::programs::Programs;
+use crate::workspace;
+
+/// Where pods serve.
+pub(crate) const POD_PORT: u16 = 8080;
+/// Where the site serves.
+pub(crate) const SITE_PORT: u16 = 80;
+
+/// The network and what runs on it.
+pub(crate) struct Stage {
+    // Before the lab, so that agents end first.
+    agents: Vec<Agent>,
+    manifests: PathBuf,
+    agent: PathBuf,
+    lab: Lab,
+}
+
+impl Stage {
+    /// Makes the network, starts servers, copies the manifests. No agents yet.
+    pub fn up(id: Option<&str>, options: &Options, programs: &Programs) -> Result<Self> {
+        lb_lab::use_peer_binary(&programs.peer);
+        let lab = Lab::up_as(id, options)?;
+        let any: IpAddr = Ipv6Addr::UNSPECIFIED.into();
+        for host in &lab.topology().hosts {
+            let port = match host.role {
+                Role::Pod { .. } => POD_PORT,
+                Role::Site => SITE_PORT,
+                Role::Fabric | Role::Node { .. } | Role::Client | Role::Edge => continue,
+            };
+            for transport in Transport::BOTH {
+                lab.peer(&host.name)?.serve(transport, any, port)?;
+            }
+        }
+        let manifests = lab.directory().join("manifests");
+        copy_examples(&workspace::root().join("deploy/examples"), &manifests)?;
+        Ok(Self { agents: Vec::new(), manifests, agent: programs.agent.clone(), lab })
+    }
+
+    /// Starts an agent on every node and waits until all are ready.
+    pub fn start_agents(&mut self) -> Result<()> {
+        let options = AgentOptions {
+            // XDP on veth needs the peers prepared; tc is what `auto` chooses there as well.
+            xdp: Xdp::Auto,
+            ..AgentOptions::manifests(&self.agent, &self.manifests)
+        };
+        for (node, _) in self.lab.topology().nodes() {
+            self.agents.push(Agent::spawn(&self.lab, &node.name, &options)?);
+        }
+        for agent in &mut self.agents {
+            agent.wait_ready(&self.lab, options.patience)?;
+        }
+        Ok(())
+    }
+
+    /// The network.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Runs `lb-agent` with `arguments` on `node`; its standard output.
+    pub fn agent_says(&self, node: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = self.lab.command(node, &self.agent)?;
+        command.args(arguments).arg("--bpffs").arg(self.lab.bpffs(node));
+        let output = command.output().with_context(|| format!("run lb-agent on {node}"))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "lb-agent {} on {node}: {errors}", arguments.join(" "));
+        String::from_utf8(output.stdout).context("lb-agent printed something that is no text")
+    }
+
+    /// Rewrites a manifest in one step, so that no agent reads half a file.
+    pub fn edit(&self, file: &str, change: impl FnOnce(&str) -> String) -> Result<()> {
+        let path = self.manifests.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        // Beside the directory rather than in it: the agents follow the directory.
+        let draft = self.lab.directory().join(format!("{file}.new"));
+        fs::write(&draft, change(&text))
+            .and_then(|()| fs::rename(&draft, &path))
+            .with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Name of each agent's node and the last lines of its log.
+    pub fn agent_logs(&self) -> Vec<(PathBuf, String)> {
+        self.agents.iter().map(|agent| (agent.log().to_owned(), agent.log_tail())).collect()
+    }
+
+    /// Removes the network.
+    pub fn down(mut self) -> Result<()> {
+        self.agents.clear();
+        self.lab.down()
+    }
+
+    /// Leaves everything running; commands to look around, each with what it shows.
+    pub fn keep(mut self, agent: &Path) -> Result<Vec<(&'static str, String)>> {
+        let id = self.lab.id().to_owned();
+        let exec = format!("cargo xtask lab exec --id {id}");
+        let pins = self.lab.bpffs("node-a");
+        let show = |command: &str| {
+            format!("{exec} node-a {} {command} --bpffs {}", agent.display(), pins.display())
+        };
+        let mut hints = vec![
+            ("a shell on a node", format!("{exec} node-a bash")),
+            ("from pod to pod", format!("{exec} pod-a1 curl -s http://10.244.2.11:8080/")),
+        ];
+        if !self.agents.is_empty() {
+            let logs = self.agents.iter().map(|agent| agent.log().display().to_string());
+            let logs = logs.collect::<Vec<_>>().join(" ");
+            let metrics = "curl -s http://127.0.0.1:10249/metrics";
+            hints.extend([
+                ("clusterip1 from a pod", format!("{exec} pod-a3 curl -s http://10.96.0.11/")),
+                (
+                    "nodeport1 from outside",
+                    format!("{exec} client curl -s http://10.240.0.11:30080/"),
+                ),
+                ("Services in the kernel's tables", show("services")),
+                ("flows that are translated", show("flows")),
+                ("an agent's metrics", format!("{exec} node-a {metrics}")),
+                ("the agents' logs", format!("tail -f {logs}")),
+                ("change a manifest: agents follow", format!("ls {}", self.manifests.display())),
+            ]);
+        }
+        hints.push(("remove it", format!("cargo xtask lab down --id {id}")));
+        for agent in self.agents.drain(..) {
+            agent.detach();
+        }
+        self.lab.keep()?;
+        Ok(hints)
+    }
+}
+
+fn copy_examples(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("create {}", to.display()))?;
+    let entries = fs::read_dir(from).with_context(|| format!("read {}", from.display()))?;
+    for entry in entries {
+        let path = entry.with_context(|| format!("read {}", from.display()))?.path();
+        if let (true, Some(name)) =
+            (path.extension().is_some_and(|e| e == "yaml"), path.file_name())
+        {
+            fs::copy(&path, to.join(name)).with_context(|| format!("copy {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Holds SIGINT and SIGTERM back until [`remove_on_interrupt`] waits for them.
+pub(super) fn block_interrupts() -> Result<SigSet> {
+    let set: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    set.thread_block().context("block SIGINT and SIGTERM")?;
+    Ok(set)
+}
+
+/// From now on SIGINT and SIGTERM remove the lab and end the program.
+pub(super) fn remove_on_interrupt(interrupts: SigSet, id: &str) {
+    let id = id.to_owned();
+    std::thread::spawn(move || {
+        if let Ok(signal) = interrupts.wait() {
+            eprintln!("\n{signal}: removing the network");
+            if let Err(error) = Lab::clean(&id) {
+                eprintln!("{error:#}");
+            }
+            // As a shell reports a program that a signal ended.
+            std::process::exit(128 + signal as i32);
+        }
+    });
+}
