@@ -7,6 +7,7 @@ pub mod args;
 pub mod cluster;
 pub mod config;
 pub mod inspect;
+pub mod logging;
 pub mod node;
 pub mod plan;
 pub mod run;

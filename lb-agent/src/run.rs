@@ -1,9 +1,147 @@
 //! `lb-agent run`: puts the parts together and works until it is told to stop.
+//!
+//! The loop has the main thread to itself, because its writes don't await anything; watches, HTTP
+//! and netlink share the runtime's workers.
 
 pub mod control;
 pub mod datapath;
+pub mod events;
 pub mod pace;
 pub mod reports;
+pub mod source;
 
 #[cfg(test)]
 mod control_tests;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use prometheus_client::collector::Collector;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::node::classify::Selection;
+use crate::node::observe::Observer;
+use crate::node::{cgroup, namespace, ports};
+use crate::serve::collect::{Drops, KernelCounters, Watches};
+use crate::serve::health::Health;
+use crate::serve::metrics::Metrics;
+use crate::serve::{health_router, metrics_router, serve};
+use control::{Control, Inputs};
+use datapath::{Datapath, Setup};
+use reports::Reports;
+use source::Server;
+
+/// Worker threads: one can wait for a lock or a file without holding up a watch.
+const WORKERS: usize = 2;
+/// Events that wait for the API server; more are dropped.
+const NOTICES: usize = 64;
+
+/// Runs the agent until SIGTERM or SIGINT. `open` opens the kernel's side, once everything else
+/// that can fail at the start has not.
+pub fn run<D: Datapath>(
+    config: Config,
+    open: impl FnOnce(&Setup) -> anyhow::Result<(D, Arc<dyn KernelCounters>)>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("lb-agent")
+        .enable_all()
+        .build()
+        .context("start the threads of the runtime")?;
+    let result = runtime.block_on(work(config, open));
+    // Don't wait for requests to a server that may be down.
+    runtime.shutdown_background();
+    result
+}
+
+async fn work<D: Datapath>(
+    config: Config,
+    open: impl FnOnce(&Setup) -> anyhow::Result<(D, Arc<dyn KernelCounters>)>,
+) -> anyhow::Result<()> {
+    let stop = Stop::new().context("handle SIGTERM and SIGINT")?;
+    let setup = setup(&config)?;
+    let following = source::follow(&config.source, &config.node_name).await?;
+    let (observer, observed) = Observer::start().await?;
+    tokio::spawn(observer.run());
+    let (datapath, counters) = open(&setup)?;
+
+    let mut collectors: Vec<Box<dyn Collector>> = vec![Box::new(Drops(counters))];
+    if let Some(server) = &following.server {
+        collectors.push(Box::new(Watches(server.watches.clone())));
+    }
+    let metrics = Metrics::new(collectors);
+    let health = Arc::new(Health::new(following.server.is_some()));
+    if let Some(address) = config.healthz {
+        let router = health_router(health.clone(), metrics.clone());
+        tokio::spawn(serve("healthz-bind-address", address, router));
+    }
+    if let Some(address) = config.metrics {
+        tokio::spawn(serve("metrics-bind-address", address, metrics_router(metrics.clone())));
+    }
+    let notices = following.server.map(|server| spawn_events(server, &config.node_name));
+    let reports = Reports::new(metrics, health, notices);
+
+    let Config { node_name, devices, nodeport_addresses, .. } = config;
+    let selection = Selection { devices, nodeport_addresses };
+    let control = Control::new(&node_name, selection, datapath, reports);
+    let inputs = Inputs { changes: following.changes, observed };
+    control.run(inputs, stop.wait()).await?;
+    tracing::info!("stopped; the datapath stays, `lb-agent cleanup` removes it");
+    Ok(())
+}
+
+/// What the kernel's side is told, found out from the machine where nothing was said.
+fn setup(config: &Config) -> anyhow::Result<Setup> {
+    let snat_ports = match &config.snat_ports {
+        Some(ports) => ports.clone(),
+        None => ports::snat_ports()?,
+    };
+    let setup = Setup {
+        bpffs: config.bpffs.clone(),
+        cgroup_root: cgroup::cgroup_root(config.cgroup_root.as_deref())?,
+        netns_cookie: namespace::netns_cookie()?,
+        xdp: config.xdp,
+        snat_ports,
+        cluster_cidrs: config.cluster_cidrs.clone(),
+        capacities: config.capacities,
+    };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = config.node_name,
+        cgroup = %setup.cgroup_root.display(),
+        bpffs = %setup.bpffs.display(),
+        snat_ports = format_args!("{}-{}", setup.snat_ports.start(), setup.snat_ports.end()),
+        "starting"
+    );
+    Ok(setup)
+}
+
+fn spawn_events(server: Server, node_name: &str) -> mpsc::Sender<reports::Notice> {
+    let (sender, notices) = mpsc::channel(NOTICES);
+    tokio::spawn(events::write(server.client, node_name.to_owned(), notices));
+    sender
+}
+
+/// The signals that end the agent.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn wait(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

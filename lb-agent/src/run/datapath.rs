@@ -1,9 +1,35 @@
 //! The seam between the loop and the kernel: what the loop needs of a datapath, and what it wants
 //! to hear back. `tables` implements it over the pinned maps; the loop's tests over plain values.
 
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use crate::args::XdpMode;
+use crate::config::Capacities;
 use crate::node::facts::NodeFacts;
 use crate::plan::desired::{Delta, Desired, ServicePortKey};
 use crate::serve::metrics::MapFill;
+
+/// What the kernel's side is told once, when it is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Mount point of the BPF file system.
+    pub bpffs: PathBuf,
+    /// cgroup2 directory of the socket hooks; checked.
+    pub cgroup_root: PathBuf,
+    /// The cookie of the node's own network namespace, where we run.
+    pub netns_cookie: u64,
+    /// Where XDP is used.
+    pub xdp: XdpMode,
+    /// Source ports for SNAT, host byte order.
+    pub snat_ports: RangeInclusive<u16>,
+    /// Address ranges of the cluster's pods, at most one per family.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Sizes of the maps.
+    pub capacities: Capacities,
+}
 
 /// Something that can hold a [`Desired`] state.
 ///

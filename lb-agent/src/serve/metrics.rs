@@ -10,11 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use axum::http::StatusCode;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
-};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -23,12 +20,6 @@ use prometheus_client::registry::Registry;
 
 use super::health::Probe;
 use crate::cluster::snapshot::IpFamily;
-
-/// Counters that live in the kernel and are read when Prometheus asks.
-pub trait KernelCounters: std::fmt::Debug + Send + Sync + 'static {
-    /// Packets dropped since the maps were made, by reason (a short name like `no_backend`).
-    fn drops(&self) -> Vec<(&'static str, u64)>;
-}
 
 /// How full a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,16 +88,6 @@ struct KindLabel {
     kind: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResourceLabel {
-    resource: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
-    reason: &'static str,
-}
-
 type Seconds = Gauge<f64, AtomicU64>;
 type HistogramFamily = Family<FamilyLabel, Histogram, fn() -> Histogram>;
 
@@ -144,17 +125,17 @@ struct Ours {
     apply_errors: Counter,
     unfit: Gauge,
     problems: Family<KindLabel, Gauge>,
-    watch_connected: Family<ResourceLabel, Gauge>,
-    watch_errors: Family<ResourceLabel, Counter>,
 }
 
 impl Metrics {
-    /// All metrics, at zero; `kernel` is read at each scrape.
-    pub fn new(kernel: Vec<Arc<dyn KernelCounters>>) -> Self {
+    /// All metrics, at zero, and those of `collectors`, which are asked at each scrape.
+    pub fn new(collectors: Vec<Box<dyn Collector>>) -> Self {
         let mut registry = Registry::default();
         let kube_proxy = KubeProxy::register(&mut registry);
         let ours = Ours::register(&mut registry);
-        registry.register_collector(Box::new(Drops(kernel)));
+        for collector in collectors {
+            registry.register_collector(collector);
+        }
         Self { registry: Arc::new(registry), kube_proxy, ours }
     }
 
@@ -251,17 +232,6 @@ impl Metrics {
     pub fn set_problems(&self, kind: &'static str, count: usize) {
         self.ours.problems.get_or_create(&KindLabel { kind }).set(gauge(count));
     }
-
-    /// The watch of `resource` is connected or not.
-    pub fn set_watch_connected(&self, resource: &'static str, connected: bool) {
-        let label = ResourceLabel { resource };
-        self.ours.watch_connected.get_or_create(&label).set(connected.into());
-    }
-
-    /// The watch of `resource` failed once.
-    pub fn watch_failed(&self, resource: &'static str) {
-        self.ours.watch_errors.get_or_create(&ResourceLabel { resource }).inc();
-    }
 }
 
 impl KubeProxy {
@@ -351,8 +321,6 @@ impl Ours {
             apply_errors: Counter::default(),
             unfit: Gauge::default(),
             problems: Family::default(),
-            watch_connected: Family::default(),
-            watch_errors: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("lb_agent");
         registry.register("build", "Version of the agent", build_info());
@@ -383,42 +351,12 @@ impl Ours {
             "Parts of objects that could not be used, by kind",
             ours.problems.clone(),
         );
-        registry.register(
-            "watch_connected",
-            "1 while the source of these objects is followed",
-            ours.watch_connected.clone(),
-        );
-        registry.register(
-            "watch_errors",
-            "Failures of the source of these objects",
-            ours.watch_errors.clone(),
-        );
         ours
     }
 }
 
 fn build_info() -> Info<Vec<(&'static str, &'static str)>> {
     Info::new(vec![("version", env!("CARGO_PKG_VERSION"))])
-}
-
-/// `lb_agent_drops_total`.
-#[derive(Debug)]
-struct Drops(Vec<Arc<dyn KernelCounters>>);
-
-impl Collector for Drops {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let mut family = encoder.encode_descriptor(
-            "lb_agent_drops",
-            "Packets that the datapath dropped, by reason",
-            None,
-            MetricType::Counter,
-        )?;
-        for (reason, count) in self.0.iter().flat_map(|kernel| kernel.drops()) {
-            let label = ReasonLabel { reason };
-            ConstCounter::new(count).encode(family.encode_family(&label)?)?;
-        }
-        Ok(())
-    }
 }
 
 /// kube-proxy's: 0.25, 0.5, 1 to 59 by 1, 60 to 115 by 5, 120 to 300 by 30.
@@ -442,6 +380,8 @@ fn gauge(count: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::watch::WatchHealth;
+    use crate::serve::collect::{Drops, KernelCounters, Watches};
 
     #[derive(Debug)]
     struct Fixed;
@@ -453,7 +393,8 @@ mod tests {
     }
 
     fn text(record: impl FnOnce(&Metrics)) -> String {
-        let metrics = Metrics::new(vec![Arc::new(Fixed)]);
+        let watches = Watches(Arc::new(WatchHealth::default()));
+        let metrics = Metrics::new(vec![Box::new(Drops(Arc::new(Fixed))), Box::new(watches)]);
         record(&metrics);
         metrics.encode().unwrap()
     }
@@ -492,8 +433,6 @@ mod tests {
             metrics.apply_failed();
             metrics.set_unfit(1);
             metrics.set_problems("dispute", 2);
-            metrics.set_watch_connected("services", true);
-            metrics.watch_failed("services");
             metrics.set_objects(&Objects { services: 5, ..Objects::default() });
         });
         for line in [
@@ -503,8 +442,9 @@ mod tests {
             "lb_agent_apply_errors_total 1",
             "lb_agent_unfit_service_ports 1",
             "lb_agent_problems{kind=\"dispute\"} 2",
-            "lb_agent_watch_connected{resource=\"services\"} 1",
-            "lb_agent_watch_errors_total{resource=\"services\"} 1",
+            "lb_agent_watch_connected{resource=\"services\"} 0",
+            "lb_agent_watch_errors_total{resource=\"endpointslices\"} 0",
+            "lb_agent_watch_last_event_timestamp_seconds{resource=\"nodes\"} 0.0",
             "lb_agent_objects{kind=\"services\"} 5",
             "lb_agent_drops_total{reason=\"no_local_endpoint\"} 7",
             "lb_agent_drops_total{reason=\"ports_exhausted\"} 0",

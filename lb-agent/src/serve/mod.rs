@@ -4,6 +4,7 @@
 //! It reads shared state and never asks the loop: a slow scrape can't delay an endpoint change, and
 //! a long apply can't fail a probe.
 
+pub mod collect;
 pub mod health;
 pub mod metrics;
 
