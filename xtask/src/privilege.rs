@@ -1,7 +1,7 @@
 //! Becoming root where something needs it.
 
 use crate::process;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
@@ -13,6 +13,19 @@ const KEPT: [&str; 7] =
 /// Whether we are root.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// This same program as root with `arguments`.
+///
+/// Build first: what cargo builds as root, the user can't overwrite later.
+///
+/// # Errors
+/// As of [`as_root`].
+pub fn sudo_self<I: IntoIterator<Item = OsString>>(why: &str, arguments: I) -> Result<Command> {
+    let this = std::env::current_exe().context("find the path of this program")?;
+    let mut command = as_root(why, &this, &[])?;
+    command.args(arguments);
+    Ok(command)
 }
 
 /// A command that runs `program` as root with `environment`: under sudo when we are not root.

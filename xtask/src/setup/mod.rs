@@ -87,9 +87,8 @@ fn ensure_packages(purpose: Purpose) -> Result<usize> {
         eprintln!("setup: {package}");
     }
     eprintln!("setup: installing Debian packages needs root: running itself again under sudo");
-    let this = std::env::current_exe().context("find the path of this program")?;
-    let mut command = privilege::as_root("installing Debian packages", &this, &[])?;
-    command.args(["setup", "--only-packages", "--for", purpose.word()]);
+    let args = ["setup", "--only-packages", "--for", purpose.word()].map(Into::into);
+    let mut command = privilege::sudo_self("installing Debian packages", args)?;
     let status = command.status().with_context(|| format!("run {command:?}"))?;
     let still = debian::missing(purpose);
     anyhow::ensure!(
