@@ -12,6 +12,8 @@ pub mod source;
 
 #[cfg(test)]
 mod control_tests;
+#[cfg(test)]
+mod run_tests;
 
 use std::sync::Arc;
 

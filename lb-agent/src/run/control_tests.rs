@@ -368,3 +368,75 @@ async fn the_end_of_a_source_is_an_error_and_not_silence() {
     let error = bench.task.await.unwrap().err().expect("an error").to_string();
     assert!(error.contains("source of Services"), "{error}");
 }
+
+/// Collects the log lines of the test's own thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn capture(&self) -> tracing::subscriber::DefaultGuard {
+        // Without any global subscriber, a line that another test's thread reaches first is switched
+        // off for all threads: tracing asks that thread alone and remembers the answer.
+        let _is_first = tracing::subscriber::set_global_default(tracing_subscriber::registry());
+        let log = self.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    fn count(&self, level: &str, part: &str) -> usize {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| line.contains(level) && line.contains(part)).count()
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0.lock().unwrap()))
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_problem_is_logged_once_when_it_appears_and_once_when_it_is_gone() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let bench = Bench::synced(Fake::default()).await;
+    let claiming = |number, addresses: &[&str]| {
+        let external_ips = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        Change::Service(Service { external_ips, ..service(number) })
+    };
+    for change in [
+        claiming(1, &["203.0.113.1"]),
+        claiming(2, &["203.0.113.1"]),
+        claiming(3, &["203.0.113.3"]),
+        claiming(3, &["203.0.113.4"]),
+    ] {
+        bench.send(vec![change]).await;
+        bench.settle().await;
+    }
+    assert_eq!(log.count("WARN", "203.0.113.1"), 1, "{log:?}");
+    assert!(bench.metric("lb_agent_problems{kind=\"dispute\"} 1"));
+
+    bench.send(vec![claiming(2, &[])]).await;
+    bench.settle().await;
+    assert_eq!(log.count("INFO", "settled"), 1, "{log:?}");
+    assert!(bench.metric("lb_agent_problems{kind=\"dispute\"} 0"));
+
+    bench.fake.0.lock().unwrap().failures = 3;
+    bench.send(vec![Change::ServiceGone(service(3).name)]).await;
+    bench.until(|calls| calls.last() == Some(&Call::Whole { ports: 2 })).await;
+    bench.settle().await;
+    assert_eq!(log.count("WARN", "broken on purpose"), 1, "{log:?}");
+    assert_eq!(log.count("INFO", "could be written again"), 1, "{log:?}");
+}
