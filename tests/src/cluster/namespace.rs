@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::api::{ApiClient, Persist};
 use super::objects;
 use super::reach::eventually;
+use super::test_cluster::WEB;
 
 /// A namespace of the API server that one test has for itself.
 pub struct TestNamespace {
@@ -57,7 +58,15 @@ impl TestNamespace {
     /// # Errors
     /// The API server's refusal, or the lab has no such host.
     pub fn pod(&self, name: &str, labels: &Value, host: &str) -> Result<()> {
-        let object = objects::pod(name, labels, self.lab.host(host)?);
+        self.pod_with_port(name, labels, host, WEB)
+    }
+
+    /// Like [`Self::pod`] with a container whose port `web` has another number.
+    ///
+    /// # Errors
+    /// As those of [`Self::pod`].
+    pub fn pod_with_port(&self, name: &str, labels: &Value, host: &str, web: u16) -> Result<()> {
+        let object = objects::pod(name, labels, self.lab.host(host)?, web);
         self.api.apply_object(&self.name, object, Persist::Yes)?;
         self.report(name, host, true)
     }
@@ -135,7 +144,13 @@ impl TestNamespace {
 
 impl Drop for TestNamespace {
     fn drop(&mut self) {
-        if let Err(error) = self.api.delete("Namespace", "", &self.name) {
+        // The namespace itself goes some time later; node ports must be free for the next test.
+        let services = self.api.list("Service", &self.name, "").unwrap_or_default();
+        let mut names = services.into_iter().filter_map(|service| service.metadata.name);
+        let deleted = names
+            .try_for_each(|name| self.delete("Service", &name))
+            .and_then(|()| self.api.delete("Namespace", "", &self.name));
+        if let Err(error) = deleted {
             eprintln!("lb-tests: deleting namespace {}: {error:#}", self.name);
         }
     }

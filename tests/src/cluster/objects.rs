@@ -43,10 +43,10 @@ pub fn node_status(host: &Host) -> Value {
     })
 }
 
-/// A Pod that stands for the lab's pod `host`. Its one container names port 8080 `web`. It has no
-/// grace period: nobody would end it.
+/// A Pod that stands for the lab's pod `host`. Its one container names port `web`. It has no grace
+/// period: nobody would end it.
 #[must_use]
-pub fn pod(name: &str, labels: &Value, host: &Host) -> Value {
+pub fn pod(name: &str, labels: &Value, host: &Host, web: u16) -> Value {
     let node = match &host.role {
         Role::Pod { node, .. } => node.as_str(),
         // A Pod of the host network.
@@ -62,7 +62,7 @@ pub fn pod(name: &str, labels: &Value, host: &Host) -> Value {
             "containers": [{
                 "name": "web",
                 "image": "registry.invalid/web",
-                "ports": [{"name": "web", "containerPort": 8080}],
+                "ports": [{"name": "web", "containerPort": web}],
             }],
         },
     })

@@ -1,12 +1,14 @@
 //! A lab of two nodes with a control plane and an agent on each node: what the tests act upon.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_lab::{Agent, AgentOptions, Family, Lab, Options, Transport, Xdp};
+use serde_json::Value;
 
 use super::api::{ApiClient, Persist};
 use super::control_plane::{ControlPlane, HOST};
@@ -107,6 +109,28 @@ impl TestCluster {
     /// None runs there.
     pub fn agent(&self, node: &str) -> Result<&Agent> {
         self.agents.get(node).with_context(|| format!("no agent runs on {node}"))
+    }
+
+    /// All that the agents on `node` have logged so far, earlier ones included.
+    ///
+    /// # Errors
+    /// No agent runs there, or the log can't be read.
+    pub fn agent_log(&self, node: &str) -> Result<String> {
+        let path = self.agent(node)?.log();
+        fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// What the maps on `node` hold, as `lb-agent services -o json` prints it.
+    ///
+    /// # Errors
+    /// The command fails or prints no JSON.
+    pub fn services_in_maps(&self, node: &str) -> Result<Value> {
+        let mut command = self.lab.command(node, lb_lab::agent_binary()?)?;
+        command.arg("services").arg("--bpffs").arg(self.lab.bpffs(node)).args(["-o", "json"]);
+        let output = command.output().context("starting lb-agent services")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "lb-agent services on {node}: {complaint}");
+        serde_json::from_slice(&output.stdout).context("what lb-agent services printed")
     }
 
     /// How the agents are started.

@@ -4,4 +4,8 @@
 //! `cargo test -p lb-tests --test cluster`. Needs root and Go; the first run builds the control plane
 //! (about ten minutes). All tests share one cluster and each has a namespace of its own in it.
 
+mod bad_input;
 mod control_plane;
+mod examples;
+mod outages;
+mod updates;
