@@ -61,8 +61,9 @@ pub trait Store {
     fn record(&self, index: u32) -> ServiceRecord;
     /// Writes an element of RECORDS that no pointer leads to.
     fn set_record(&mut self, index: u32, record: &ServiceRecord);
-    /// Elements of SLOTS, `offset..offset + len`; shorter when the table ends before.
-    fn slots(&self, offset: u32, len: u32) -> &[u32];
+    /// Elements of SLOTS, `offset..offset + len`; shorter when the table ends before. A copy: the
+    /// kernel rounds the stride of an array's elements up to 8 bytes, so they aren't adjacent.
+    fn slots(&self, offset: u32, len: u32) -> Vec<u32>;
     /// Writes elements of SLOTS that no published record covers.
     fn set_slots(&mut self, offset: u32, slots: &[u32]);
     /// Element of BACKENDS.
