@@ -320,3 +320,6 @@ fn duplicate(file: &OsStr, owner: &OsStr, manifest: &Manifest) -> Problem {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

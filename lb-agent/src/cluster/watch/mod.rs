@@ -247,3 +247,6 @@ fn root_cause(error: &watcher::Error) -> String {
     }
     cause.to_string()
 }
+
+#[cfg(test)]
+mod tests;
