@@ -11,6 +11,7 @@
 pub mod api;
 pub mod at_exit;
 pub mod binaries;
+pub mod confined;
 pub mod control_plane;
 pub mod credentials;
 pub mod etcd;

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use lb_lab::{Lab, Request, Transport, histogram};
 
-/// How long a change may take until it is visible. Typical is a tenth of a second; two busy cores
-/// and a control plane that has just been restarted need the rest.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a change may take until it is visible. Typical is a tenth of a second; two busy cores, a
+/// control plane that has just been restarted, and TCP's retransmissions after a cut need the rest.
+pub const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Requests of one round: with up to three endpoints chosen at random, one of them is missed by
 /// all of them less than once in 10⁵ rounds, and then the next round decides.

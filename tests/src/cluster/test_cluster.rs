@@ -11,6 +11,7 @@ use lb_lab::{Agent, AgentOptions, Family, Lab, Options, Transport, Xdp};
 use serde_json::Value;
 
 use super::api::{ApiClient, Persist};
+use super::confined::confined;
 use super::control_plane::{ControlPlane, HOST};
 use super::credentials::{Identity, PORT};
 use super::namespace::TestNamespace;
@@ -133,11 +134,11 @@ impl TestCluster {
         serde_json::from_slice(&output.stdout).context("what lb-agent services printed")
     }
 
-    /// How the agents are started.
+    /// How the agents are started: with the rights of `deploy/`, at the API server and in the kernel.
     fn options(&self) -> Result<AgentOptions> {
         let kubeconfig = self.control_plane.kubeconfig(Identity::Agent);
         Ok(AgentOptions {
-            binary: lb_lab::agent_binary()?,
+            binary: confined(&lb_lab::agent_binary()?, self.lab.directory())?,
             manifests: None,
             xdp: Xdp::Off,
             arguments: vec!["--kubeconfig".into(), kubeconfig.display().to_string()],

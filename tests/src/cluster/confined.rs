@@ -1,0 +1,38 @@
+//! Runs the agent with exactly the capabilities that `deploy/daemon-set.yaml` asks for, so that one
+//! that is missing there fails the tests, and one that is not needed can be tried without.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// What the cluster would run.
+const DAEMON_SET: &str = include_str!("../../../deploy/daemon-set.yaml");
+
+/// Writes a program into `directory` that runs `agent` with those capabilities only; its path.
+///
+/// # Errors
+/// The manifest lists none, or the file can't be written.
+pub fn confined(agent: &Path, directory: &Path) -> Result<PathBuf> {
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set=-all{} --inh-caps=-all {} \"$@\"\n",
+        capabilities()?.iter().map(|name| format!(",+{name}")).collect::<String>(),
+        agent.display()
+    );
+    let path = directory.join("lb-agent-confined");
+    fs::write(&path, script).with_context(|| format!("writing {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("making {} executable", path.display()))?;
+    Ok(path)
+}
+
+/// The capabilities by the names that setpriv knows, such as `net_admin`.
+fn capabilities() -> Result<Vec<String>> {
+    let object: Value = serde_yaml_ng::from_str(DAEMON_SET).context("reading daemon-set.yaml")?;
+    let added = &object["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]
+        ["add"];
+    let names = added.as_array().context("daemon-set.yaml adds no capabilities")?;
+    Ok(names.iter().filter_map(|name| Some(name.as_str()?.to_lowercase())).collect())
+}
