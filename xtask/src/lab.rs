@@ -129,7 +129,7 @@ fn bring_up(up: &Up) -> Result<()> {
         let (agent, peer) = (programs.agent.into_os_string(), programs.peer.into_os_string());
         return again_as_root(&["--agent".into(), agent, "--peer".into(), peer]);
     }
-    let mut stage = Stage::up(Some(&up.which.id), &options(up), &programs)?;
+    let stage = Stage::up(Some(&up.which.id), &options(up), &programs)?;
     if up.agents {
         stage.start_agents()?;
     }

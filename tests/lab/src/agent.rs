@@ -139,6 +139,11 @@ impl Agent {
         )
     }
 
+    /// Name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Process id.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)

@@ -159,6 +159,18 @@ impl Entry {
     /// Removes everything of the lab: processes, cgroups, mounts, namespaces, its directory. Goes
     /// on after a failure and reports the first.
     pub fn remove(&self) -> Result<()> {
+        let _lock = self.lock(FlockArg::LockExclusive);
+        self.dismantle()
+    }
+
+    /// Two removals at once would each trip over what the other removes. `None`: there is nothing
+    /// to lock any more, or somebody else has it.
+    fn lock(&self, how: FlockArg) -> Option<Flock<fs::File>> {
+        let file = fs::File::open(self.record_path()).ok()?;
+        Flock::lock(file, how).ok()
+    }
+
+    fn dismantle(&self) -> Result<()> {
         let steps = [
             kill_all(&self.cgroup),
             remove_cgroups(&self.cgroup),
@@ -225,10 +237,8 @@ pub(crate) fn sweep() -> Result<Vec<String>> {
         if record.owner.is_none_or(|owner| owner.is_alive()) {
             continue;
         }
-        // Two sweeps at once would each trip over what the other removes.
-        let Ok(file) = fs::File::open(entry.record_path()) else { continue };
-        let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { continue };
-        entry.remove()?;
+        let Some(_lock) = entry.lock(FlockArg::LockExclusiveNonblock) else { continue };
+        entry.dismantle()?;
         swept.push(id);
     }
     Ok(swept)

@@ -13,6 +13,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::SigSet;
 use nix::unistd::{sethostname, setsid, write};
 
 /// Makes `command` start inside `namespace` and `cgroup` with `hostname`. With `session` it also
@@ -36,6 +37,8 @@ pub(crate) fn enter(
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
         unshare(CloneFlags::CLONE_NEWUTS)?;
         sethostname(&hostname)?;
+        // What the caller blocks (to clean up before it ends) is no matter of the command's.
+        SigSet::empty().thread_set_mask()?;
         if session {
             setsid()?;
         }

@@ -190,6 +190,15 @@ fn a_command_runs_in_its_hosts_namespace_cgroup_and_name() {
 }
 
 #[test]
+fn two_removals_at_once_do_not_trip_over_each_other() {
+    let lab = Lab::up(&Options::default()).unwrap();
+    let id = lab.id().to_owned();
+    let other = std::thread::spawn(move || Lab::clean(&id));
+    lab.down().unwrap();
+    other.join().unwrap().unwrap();
+}
+
+#[test]
 fn a_kept_lab_goes_on_without_its_owner_until_it_is_cleaned() {
     let lab = Lab::up(&Options::default()).unwrap();
     serve_everywhere(&lab, &["pod-b1"]);

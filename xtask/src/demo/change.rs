@@ -1,13 +1,14 @@
-//! Changes endpoints while requests run, and counts what was lost.
+//! Changes something while requests run, and counts what was lost.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lb_lab::{Dual, Family, Load, Peer, Request, Transport};
+use lb_lab::{Dual, Family, Peer, Request, Transport};
 
 use super::board::{Board, expect};
+use super::probe::counts;
 use super::stage::Stage;
 
 /// How often the backend goes and comes.
@@ -18,18 +19,30 @@ const QUIET: Duration = Duration::from_millis(60);
 /// Longest wait for a change to be seen.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// One backend of one Service, taken away and given back under load.
-pub(super) struct Change<'a> {
+/// Requests that go on while something changes.
+pub(super) struct Load<'a> {
     /// Host that asks.
     pub from: &'a str,
     /// What is asked.
     pub to: Dual,
     /// Port, for both transports.
     pub port: u16,
-    /// The Service's manifest.
-    pub manifest: &'a str,
-    /// The backend that goes and comes.
-    pub backend: &'a str,
+}
+
+/// What happens meanwhile.
+pub(super) enum Event<'a> {
+    /// One endpoint goes and comes back, several times.
+    Endpoint {
+        /// The Service's manifest.
+        manifest: &'a str,
+        /// The backend's name.
+        backend: &'a str,
+    },
+    /// The agent of a node is replaced, as by an update.
+    AgentRestart {
+        /// The node.
+        node: &'a str,
+    },
 }
 
 struct Running {
@@ -37,25 +50,35 @@ struct Running {
     load: u64,
 }
 
-impl Change<'_> {
+impl Load<'_> {
     /// Runs it; one check per kind of request and one for the change itself.
-    pub fn run(&self, stage: &Stage, board: &mut Board) -> Result<()> {
+    pub fn during(&self, event: &Event<'_>, stage: &Stage, board: &mut Board) -> Result<()> {
         let peer = stage.lab().peer(self.from)?;
         let mut running = Vec::new();
         for family in Family::BOTH {
             for transport in Transport::BOTH {
                 let request = Request::new(transport, self.to.of(family), self.port);
                 let claim = format!("{transport} {} → {}", self.from, request.to);
-                running.push(Running { claim, load: peer.start_load(Load::new(request))? });
+                let load = peer.start_load(lb_lab::Load::new(request))?;
+                running.push(Running { claim, load });
             }
         }
-        let changes = self.rounds(stage, &peer, &running)?;
+        let (claim, verdict) = match event {
+            Event::Endpoint { manifest, backend } => (
+                format!("{backend} left and came back {ROUNDS} times"),
+                rounds(stage, &peer, &running, manifest, backend)?,
+            ),
+            Event::AgentRestart { node } => (
+                format!("the agent of {node} ended and another took over"),
+                stage.restart_agent(node).map_err(|error| format!("{error:#}")),
+            ),
+        };
         let mut total = BTreeMap::<String, u64>::new();
         let mut checks = Vec::new();
         for Running { claim, load } in running {
             let report = peer.stop_load(load)?;
             let claim = format!("{claim}  {} requests, {} lost", report.ok, report.failed);
-            let lost = || super::probe::counts(&report.errors);
+            let lost = || counts(&report.errors);
             checks.push((claim, expect(report.failed == 0 && report.ok > 0, lost)));
             for (server, count) in report.servers {
                 *total.entry(server).or_default() += count;
@@ -65,36 +88,37 @@ impl Change<'_> {
         for (claim, verdict) in checks {
             board.check(claim, verdict);
         }
-        board.check(format!("{} left and came back {ROUNDS} times", self.backend), changes);
+        board.check(claim, verdict);
         Ok(())
     }
+}
 
-    fn rounds(
-        &self,
-        stage: &Stage,
-        peer: &Arc<Peer>,
-        running: &[Running],
-    ) -> Result<Result<(), String>> {
-        let answers = || -> Result<u64> {
-            running.iter().try_fold(0, |sum, running| {
-                let report = peer.read_load(running.load)?;
-                Ok(sum + report.servers.get(self.backend).copied().unwrap_or(0))
-            })
-        };
-        for round in 1..=ROUNDS {
-            for present in [true, false, true] {
-                stage.edit(self.manifest, |text| set_present(text, self.backend, present))?;
-                if !settles(present, answers)? {
-                    let state = if present { "gets no" } else { "still gets" };
-                    return Ok(Err(format!(
-                        "round {round}: {} {state} requests {PATIENCE:?} after the change",
-                        self.backend
-                    )));
-                }
+/// Takes the backend away and gives it back; inside, whether each change was seen in the answers.
+fn rounds(
+    stage: &Stage,
+    peer: &Arc<Peer>,
+    running: &[Running],
+    manifest: &str,
+    backend: &str,
+) -> Result<Result<(), String>> {
+    let answers = || -> Result<u64> {
+        running.iter().try_fold(0, |sum, running| {
+            let report = peer.read_load(running.load)?;
+            Ok(sum + report.servers.get(backend).copied().unwrap_or(0))
+        })
+    };
+    for round in 1..=ROUNDS {
+        for present in [true, false, true] {
+            stage.edit(manifest, |text| set_present(text, backend, present))?;
+            if !settles(present, answers)? {
+                let state = if present { "gets no" } else { "still gets" };
+                return Ok(Err(format!(
+                    "round {round}: {backend} {state} requests {PATIENCE:?} after the change"
+                )));
             }
         }
-        Ok(Ok(()))
     }
+    Ok(Ok(()))
 }
 
 /// Waits until the backend answers (`present`) or has stopped to; whether it did.

@@ -78,7 +78,7 @@ fn show(args: &Args, programs: &Programs) -> Result<usize> {
     let working = screen.working("making the network, starting servers and agents");
     let interrupts = stage::block_interrupts()?;
     let options = Options { pods_per_node: 3, masquerade: true, ..Options::default() };
-    let mut stage = Stage::up(None, &options, programs)?;
+    let stage = Stage::up(None, &options, programs)?;
     stage::remove_on_interrupt(interrupts, stage.lab().id());
     let started = stage.start_agents();
     drop(working);
@@ -91,6 +91,7 @@ fn show(args: &Args, programs: &Programs) -> Result<usize> {
         let working = screen.working(step.title);
         let board = steps::run(step, &stage);
         drop(working);
+        stage::stay_if_interrupted();
         screen.close(&board);
     }
     let failed = screen.failed();

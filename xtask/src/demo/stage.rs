@@ -4,6 +4,8 @@
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use lb_lab::{Agent, AgentOptions, Lab, Options, Transport, Xdp, topology::Role};
@@ -19,8 +21,8 @@ pub(crate) const SITE_PORT: u16 = 80;
 
 /// The network and what runs on it.
 pub(crate) struct Stage {
-    // Before the lab, so that agents end first.
-    agents: Vec<Agent>,
+    // Before the lab, so that agents end first. Locked because a step restarts one.
+    agents: Mutex<Vec<Agent>>,
     manifests: PathBuf,
     agent: PathBuf,
     lab: Lab,
@@ -44,23 +46,36 @@ impl Stage {
         }
         let manifests = lab.directory().join("manifests");
         copy_examples(&workspace::root().join("deploy/examples"), &manifests)?;
-        Ok(Self { agents: Vec::new(), manifests, agent: programs.agent.clone(), lab })
+        Ok(Self { agents: Mutex::default(), manifests, agent: programs.agent.clone(), lab })
     }
 
     /// Starts an agent on every node and waits until all are ready.
-    pub fn start_agents(&mut self) -> Result<()> {
-        let options = AgentOptions {
-            // XDP on veth needs the peers prepared; tc is what `auto` chooses there as well.
-            xdp: Xdp::Auto,
-            ..AgentOptions::manifests(&self.agent, &self.manifests)
-        };
+    pub fn start_agents(&self) -> Result<()> {
+        let options = self.agent_options();
+        let mut agents = self.agents();
         for (node, _) in self.lab.topology().nodes() {
-            self.agents.push(Agent::spawn(&self.lab, &node.name, &options)?);
+            agents.push(Agent::spawn(&self.lab, &node.name, &options)?);
         }
-        for agent in &mut self.agents {
-            agent.wait_ready(&self.lab, options.patience)?;
-        }
+        agents.iter_mut().try_for_each(|agent| agent.wait_ready(&self.lab, options.patience))
+    }
+
+    /// Ends the agent of `node` as an update does (SIGTERM) and starts another.
+    pub fn restart_agent(&self, node: &str) -> Result<()> {
+        let mut agents = self.agents();
+        let index = agents.iter().position(|agent| agent.node() == node);
+        let old = agents.remove(index.with_context(|| format!("no agent runs on {node}"))?);
+        old.stop()?;
+        agents.push(Agent::start(&self.lab, node, &self.agent_options())?);
         Ok(())
+    }
+
+    fn agent_options(&self) -> AgentOptions {
+        // On veth, where XDP needs the peers prepared, `auto` chooses tc.
+        AgentOptions { xdp: Xdp::Auto, ..AgentOptions::manifests(&self.agent, &self.manifests) }
+    }
+
+    fn agents(&self) -> MutexGuard<'_, Vec<Agent>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The network.
@@ -91,17 +106,18 @@ impl Stage {
 
     /// Name of each agent's node and the last lines of its log.
     pub fn agent_logs(&self) -> Vec<(PathBuf, String)> {
-        self.agents.iter().map(|agent| (agent.log().to_owned(), agent.log_tail())).collect()
+        let agents = self.agents();
+        agents.iter().map(|agent| (agent.log().to_owned(), agent.log_tail())).collect()
     }
 
     /// Removes the network.
-    pub fn down(mut self) -> Result<()> {
-        self.agents.clear();
+    pub fn down(self) -> Result<()> {
+        self.agents().clear();
         self.lab.down()
     }
 
     /// Leaves everything running; commands to look around, each with what it shows.
-    pub fn keep(mut self, agent: &Path) -> Result<Vec<(&'static str, String)>> {
+    pub fn keep(self, agent: &Path) -> Result<Vec<(&'static str, String)>> {
         let id = self.lab.id().to_owned();
         let exec = format!("cargo xtask lab exec --id {id}");
         let pins = self.lab.bpffs("node-a");
@@ -112,9 +128,10 @@ impl Stage {
             ("a shell on a node", format!("{exec} node-a bash")),
             ("from pod to pod", format!("{exec} pod-a1 curl -s http://10.244.2.11:8080/")),
         ];
-        if !self.agents.is_empty() {
-            let logs = self.agents.iter().map(|agent| agent.log().display().to_string());
-            let logs = logs.collect::<Vec<_>>().join(" ");
+        let logs: Vec<_> =
+            self.agent_logs().into_iter().map(|(log, _)| log.display().to_string()).collect();
+        if !logs.is_empty() {
+            let logs = logs.join(" ");
             let metrics = "curl -s http://127.0.0.1:10249/metrics";
             hints.extend([
                 ("clusterip1 from a pod", format!("{exec} pod-a3 curl -s http://10.96.0.11/")),
@@ -130,7 +147,7 @@ impl Stage {
             ]);
         }
         hints.push(("remove it", format!("cargo xtask lab down --id {id}")));
-        for agent in self.agents.drain(..) {
+        for agent in self.agents().drain(..) {
             agent.detach();
         }
         self.lab.keep()?;
@@ -152,6 +169,15 @@ fn copy_examples(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Does not return after an interrupt: what fails while the network is removed is no finding.
+pub(super) fn stay_if_interrupted() {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
+}
+
 /// Holds SIGINT and SIGTERM back until [`remove_on_interrupt`] waits for them.
 pub(super) fn block_interrupts() -> Result<SigSet> {
     let set: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
@@ -164,6 +190,7 @@ pub(super) fn remove_on_interrupt(interrupts: SigSet, id: &str) {
     let id = id.to_owned();
     std::thread::spawn(move || {
         if let Ok(signal) = interrupts.wait() {
+            INTERRUPTED.store(true, Ordering::Relaxed);
             eprintln!("\n{signal}: removing the network");
             if let Err(error) = Lab::clean(&id) {
                 eprintln!("{error:#}");

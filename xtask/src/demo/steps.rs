@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use lb_lab::{Dual, EXTERNAL_IP, LOAD_BALANCER, Request};
 
 use super::board::{Board, expect};
-use super::change::Change;
+use super::change::{Event, Load};
 use super::probe::{Probe, Seen, peculiar, refused};
 use super::stage::{POD_PORT, Stage};
 
@@ -108,6 +108,12 @@ pub(super) const STEPS: &[Step] = &[
         why: "A changed endpoint list is published by one store into the kernel's memory. Requests \
               from a pod and from outside go on at full speed meanwhile; none may be lost.",
         show: a_backend_goes_and_comes,
+    },
+    Step {
+        title: "An agent is replaced while requests run",
+        why: "Programs and tables stay in the kernel when the agent ends; the next one adopts them. \
+              Without it Services only stop to change.",
+        show: an_agent_is_replaced,
     },
     Step {
         title: "Nobody there: refused at once",
@@ -238,21 +244,18 @@ fn dns_only(stage: &Stage, board: &mut Board) -> Result<()> {
     direct.run(stage, board)
 }
 
+const FROM_INSIDE: Load<'static> = Load { from: "pod-a3", to: CLUSTERIP1, port: PORT };
+const FROM_OUTSIDE: Load<'static> = Load { from: "client", to: LOAD_BALANCER, port: PORT };
+
 fn a_backend_goes_and_comes(stage: &Stage, board: &mut Board) -> Result<()> {
-    let inside = Change {
-        from: "pod-a3",
-        to: CLUSTERIP1,
-        port: PORT,
-        manifest: "clusterip1.yaml",
-        backend: "pod-b2",
-    };
-    inside.run(stage, board)?;
-    let outside = Change {
-        from: "client",
-        to: LOAD_BALANCER,
-        port: PORT,
-        manifest: "loadbalancer1.yaml",
-        backend: "pod-b1",
-    };
-    outside.run(stage, board)
+    let event = Event::Endpoint { manifest: "clusterip1.yaml", backend: "pod-b2" };
+    FROM_INSIDE.during(&event, stage, board)?;
+    let event = Event::Endpoint { manifest: "loadbalancer1.yaml", backend: "pod-b1" };
+    FROM_OUTSIDE.during(&event, stage, board)
+}
+
+fn an_agent_is_replaced(stage: &Stage, board: &mut Board) -> Result<()> {
+    let event = Event::AgentRestart { node: "node-a" };
+    FROM_INSIDE.during(&event, stage, board)?;
+    FROM_OUTSIDE.during(&event, stage, board)
 }
