@@ -88,7 +88,7 @@ struct Up {
     #[arg(long, value_name = "FILE", requires = "peer", hide = true)]
     agent: Option<PathBuf>,
     /// Use this lab-peer instead of building one
-    #[arg(long, value_name = "FILE", requires = "agent", hide = true)]
+    #[arg(long, value_name = "FILE", hide = true)]
     peer: Option<PathBuf>,
 }
 
@@ -117,24 +117,23 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn bring_up(up: &Up) -> Result<()> {
-    let programs = match (&up.agent, &up.peer) {
-        (Some(agent), Some(peer)) => Programs { agent: agent.clone(), peer: peer.clone() },
-        (_, _) => {
+    let programs = match &up.peer {
+        Some(peer) => Programs { agent: up.agent.clone(), peer: peer.clone() },
+        None => {
             setup::ensure(Purpose::Demo)?;
-            Programs::build()?
+            Programs::build(up.agents)?
         }
     };
     if !privilege::is_root() {
         // Building is done as the caller; the rest needs root.
-        let (agent, peer) = (programs.agent.into_os_string(), programs.peer.into_os_string());
-        return again_as_root(&["--agent".into(), agent, "--peer".into(), peer]);
+        return again_as_root(&programs.options());
     }
     let stage = Stage::up(Some(&up.which.id), &options(up), &programs)?;
     if up.agents {
         stage.start_agents()?;
     }
     print_hosts(stage.lab());
-    print_hints(&stage.keep(&programs.agent)?);
+    print_hints(&stage.keep()?);
     Ok(())
 }
 

@@ -33,20 +33,20 @@ pub struct Args {
     #[arg(long)]
     keep: bool,
     /// Use this lb-agent instead of building one
-    #[arg(long, value_name = "FILE", requires = "peer")]
+    #[arg(long, value_name = "FILE", requires = "peer", hide = true)]
     agent: Option<PathBuf>,
     /// Use this lab-peer instead of building one
-    #[arg(long, value_name = "FILE", requires = "agent")]
+    #[arg(long, value_name = "FILE", requires = "agent", hide = true)]
     peer: Option<PathBuf>,
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let programs = match (&args.agent, &args.peer) {
-        (Some(agent), Some(peer)) => Programs { agent: agent.clone(), peer: peer.clone() },
+        (agent @ Some(_), Some(peer)) => Programs { agent: agent.clone(), peer: peer.clone() },
         (_, _) => {
             setup::ensure(Purpose::Demo)?;
-            Programs::build()?
+            Programs::build(true)?
         }
     };
     if !privilege::is_root() {
@@ -59,8 +59,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Namespaces need root; building does not, and would leave root's files in the target directory.
 fn again_as_root(args: &Args, programs: &Programs) -> Result<()> {
-    let mut words = vec!["demo".into(), "--agent".into(), programs.agent.clone().into_os_string()];
-    words.extend(["--peer".into(), programs.peer.clone().into_os_string()]);
+    let mut words = vec!["demo".into()];
+    words.extend(programs.options());
     if args.keep {
         words.push("--keep".into());
     }
@@ -100,7 +100,7 @@ fn show(args: &Args, programs: &Programs) -> Result<usize> {
     }
     screen.result();
     if args.keep {
-        screen.look_around(&stage.keep(&programs.agent)?);
+        screen.look_around(&stage.keep()?);
     } else {
         stage.down()?;
     }

@@ -1,4 +1,4 @@
-//! The programs that the demo and the lab run, built once.
+//! The programs that the demo and the lab run, built with cargo's own progress to be seen.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,26 +11,28 @@ use crate::workspace;
 /// Where the programs are.
 #[derive(Clone, Debug)]
 pub(crate) struct Programs {
-    /// The agent, with the kernel object inside.
-    pub agent: PathBuf,
+    /// The agent, with the kernel object inside; `None` for a network without agents.
+    pub agent: Option<PathBuf>,
     /// The helper process inside the lab's hosts.
     pub peer: PathBuf,
 }
 
 impl Programs {
-    /// Builds both; cargo's own progress is shown.
-    pub fn build() -> Result<Self> {
-        eprintln!("building lb-agent and lab-peer");
+    /// Builds what is needed.
+    pub fn build(with_agent: bool) -> Result<Self> {
+        let packages: &[&str] = if with_agent { &["lb-agent", "lb-lab"] } else { &["lb-lab"] };
+        eprintln!("building {}", packages.join(" and "));
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
         let output = Command::new(cargo)
             .current_dir(workspace::root())
-            .args(["build", "--package", "lb-agent", "--package", "lb-lab", "--bins"])
-            .args(["--message-format", "json-render-diagnostics"])
+            .args(["build", "--bins", "--message-format", "json-render-diagnostics"])
+            .args(packages.iter().flat_map(|package| ["--package", package]))
             .stdin(Stdio::null())
             .stderr(Stdio::inherit())
             .output()
             .context("run cargo")?;
-        ensure!(output.status.success(), "cargo could not build lb-agent and lab-peer (see above)");
+        let names = packages.join(" and ");
+        ensure!(output.status.success(), "cargo could not build {names} (see above)");
         let text = String::from_utf8_lossy(&output.stdout);
         let built: Vec<PathBuf> = text
             .lines()
@@ -41,6 +43,12 @@ impl Programs {
             let found = built.iter().find(|path| path.file_name().is_some_and(|n| n == name));
             found.cloned().with_context(|| format!("cargo did not say where it put {name}"))
         };
-        Ok(Self { agent: find("lb-agent")?, peer: find("lab-peer")? })
+        let agent = with_agent.then(|| find("lb-agent")).transpose()?;
+        Ok(Self { agent, peer: find("lab-peer")? })
+    }
+    /// The options `--agent` and `--peer` that name these programs to the same command under sudo.
+    pub fn options(&self) -> Vec<OsString> {
+        let agent = self.agent.iter().flat_map(|path| ["--agent".into(), path.into()]);
+        agent.chain(["--peer".into(), self.peer.clone().into()]).collect()
     }
 }

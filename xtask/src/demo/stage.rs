@@ -24,7 +24,7 @@ pub(crate) struct Stage {
     // Before the lab, so that agents end first. Locked because a step restarts one.
     agents: Mutex<Vec<Agent>>,
     manifests: PathBuf,
-    agent: PathBuf,
+    agent: Option<PathBuf>,
     lab: Lab,
 }
 
@@ -51,7 +51,7 @@ impl Stage {
 
     /// Starts an agent on every node and waits until all are ready.
     pub fn start_agents(&self) -> Result<()> {
-        let options = self.agent_options();
+        let options = self.agent_options()?;
         let mut agents = self.agents();
         for (node, _) in self.lab.topology().nodes() {
             agents.push(Agent::spawn(&self.lab, &node.name, &options)?);
@@ -65,13 +65,20 @@ impl Stage {
         let index = agents.iter().position(|agent| agent.node() == node);
         let old = agents.remove(index.with_context(|| format!("no agent runs on {node}"))?);
         old.stop()?;
-        agents.push(Agent::start(&self.lab, node, &self.agent_options())?);
+        agents.push(Agent::start(&self.lab, node, &self.agent_options()?)?);
         Ok(())
     }
 
-    fn agent_options(&self) -> AgentOptions {
+    fn agent_options(&self) -> Result<AgentOptions> {
         // On veth, where XDP needs the peers prepared, `auto` chooses tc.
-        AgentOptions { xdp: Xdp::Auto, ..AgentOptions::manifests(&self.agent, &self.manifests) }
+        Ok(AgentOptions {
+            xdp: Xdp::Auto,
+            ..AgentOptions::manifests(self.agent()?, &self.manifests)
+        })
+    }
+
+    fn agent(&self) -> Result<&Path> {
+        self.agent.as_deref().context("this network was made without an agent (--agents)")
     }
 
     fn agents(&self) -> MutexGuard<'_, Vec<Agent>> {
@@ -85,7 +92,7 @@ impl Stage {
 
     /// Runs `lb-agent` with `arguments` on `node`; its standard output.
     pub fn agent_says(&self, node: &str, arguments: &[&str]) -> Result<String> {
-        let mut command = self.lab.command(node, &self.agent)?;
+        let mut command = self.lab.command(node, self.agent()?)?;
         command.args(arguments).arg("--bpffs").arg(self.lab.bpffs(node));
         let output = command.output().with_context(|| format!("run lb-agent on {node}"))?;
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -117,41 +124,41 @@ impl Stage {
     }
 
     /// Leaves everything running; commands to look around, each with what it shows.
-    pub fn keep(self, agent: &Path) -> Result<Vec<(&'static str, String)>> {
-        let id = self.lab.id().to_owned();
-        let exec = format!("cargo xtask lab exec --id {id}");
-        let pins = self.lab.bpffs("node-a");
-        let show = |command: &str| {
-            format!("{exec} node-a {} {command} --bpffs {}", agent.display(), pins.display())
-        };
-        let mut hints = vec![
-            ("a shell on a node", format!("{exec} node-a bash")),
-            ("from pod to pod", format!("{exec} pod-a1 curl -s http://10.244.2.11:8080/")),
-        ];
-        let logs: Vec<_> =
-            self.agent_logs().into_iter().map(|(log, _)| log.display().to_string()).collect();
-        if !logs.is_empty() {
-            let logs = logs.join(" ");
-            let metrics = "curl -s http://127.0.0.1:10249/metrics";
-            hints.extend([
-                ("clusterip1 from a pod", format!("{exec} pod-a3 curl -s http://10.96.0.11/")),
-                (
-                    "nodeport1 from outside",
-                    format!("{exec} client curl -s http://10.240.0.11:30080/"),
-                ),
-                ("Services in the kernel's tables", show("services")),
-                ("flows that are translated", show("flows")),
-                ("an agent's metrics", format!("{exec} node-a {metrics}")),
-                ("the agents' logs", format!("tail -f {logs}")),
-                ("change a manifest: agents follow", format!("ls {}", self.manifests.display())),
-            ]);
-        }
-        hints.push(("remove it", format!("cargo xtask lab down --id {id}")));
+    pub fn keep(self) -> Result<Vec<(&'static str, String)>> {
+        let hints = self.hints();
         for agent in self.agents().drain(..) {
             agent.detach();
         }
         self.lab.keep()?;
         Ok(hints)
+    }
+
+    fn hints(&self) -> Vec<(&'static str, String)> {
+        let id = self.lab.id();
+        let exec = |rest: &str| format!("cargo xtask lab exec --id {id} {rest}");
+        let mut hints = vec![
+            ("a shell on a node", exec("node-a bash")),
+            ("from pod to pod", exec("pod-a1 curl -s http://10.244.2.11:8080/")),
+        ];
+        let logs = self.agent_logs().into_iter().map(|(log, _)| log.display().to_string());
+        let logs = logs.collect::<Vec<_>>().join(" ");
+        if let (Some(agent), false) = (&self.agent, logs.is_empty()) {
+            let (agent, pins) = (agent.display(), self.lab.bpffs("node-a"));
+            let show = |command: &str| {
+                exec(&format!("node-a {agent} {command} --bpffs {}", pins.display()))
+            };
+            hints.extend([
+                ("clusterip1 from a pod", exec("pod-a3 curl -s http://10.96.0.11/")),
+                ("nodeport1 from outside", exec("client curl -s http://10.240.0.11:30080/")),
+                ("Services in the kernel's tables", show("services")),
+                ("flows that are translated", show("flows")),
+                ("an agent's metrics", exec("node-a curl -s http://127.0.0.1:10249/metrics")),
+                ("the agents' logs", format!("tail -f {logs}")),
+                ("change a manifest: agents follow", format!("ls {}", self.manifests.display())),
+            ]);
+        }
+        hints.push(("remove it", format!("cargo xtask lab down --id {id}")));
+        hints
     }
 }
 

@@ -77,7 +77,8 @@ pub(super) const STEPS: &[Step] = &[
     },
     Step {
         title: "NodePort from inside",
-        why: "Pods and nodes reach it too: on their own node, on another, and on loopback.",
+        why: "Pods and nodes reach it too: on their own node, on another, and a node on its \
+              loopback. A pod's loopback is the pod's own affair.",
         show: node_port_from_inside,
     },
     Step {
@@ -184,7 +185,8 @@ fn node_port_from_inside(stage: &Stage, board: &mut Board) -> Result<()> {
     Probe { from: "pod-a3", ..node_port(stage, "node-b")? }.run(stage, board)?;
     let loopback =
         Probe { to: LOOPBACK, what: "nodeport1 on loopback", ..node_port(stage, "node-a")? };
-    Probe { from: "node-a", ..loopback }.run(stage, board)
+    Probe { from: "node-a", ..loopback }.run(stage, board)?;
+    refused(stage, board, "pod-a3", LOOPBACK, NODE_PORT)
 }
 
 fn service_addresses(stage: &Stage, board: &mut Board, from: &str) -> Result<()> {
