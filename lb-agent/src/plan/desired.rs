@@ -112,6 +112,35 @@ pub struct Desired {
     pub problems: Vec<Problem>,
 }
 
+impl Desired {
+    /// Applies a delta of [`super::Planner::apply`] to the state that it was computed from.
+    pub fn apply(&mut self, delta: Delta) {
+        for (key, plan) in delta.ports {
+            match plan {
+                Some(plan) => {
+                    self.ports.insert(key, plan);
+                }
+                None => {
+                    self.ports.remove(&key);
+                }
+            }
+        }
+        for (address, holder) in delta.frontends {
+            match holder {
+                Some(holder) => {
+                    self.frontends.insert(address, holder);
+                }
+                None => {
+                    self.frontends.remove(&address);
+                }
+            }
+        }
+        if let Some(problems) = delta.problems {
+            self.problems = problems;
+        }
+    }
+}
+
 /// The difference that one batch of changes made to [`Desired`], in the same terms.
 ///
 /// Applying every delta in order yields the same as applying the whole [`Desired`] once.

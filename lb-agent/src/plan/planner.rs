@@ -241,32 +241,3 @@ fn keys_of<'a>(
     };
     ports.range(first..).map(|(key, _)| key).take_while(move |key| key.service == *service)
 }
-
-impl Desired {
-    /// Applies a delta of [`Planner::apply`] to the state that it was computed from.
-    pub fn apply(&mut self, delta: Delta) {
-        for (key, plan) in delta.ports {
-            match plan {
-                Some(plan) => {
-                    self.ports.insert(key, plan);
-                }
-                None => {
-                    self.ports.remove(&key);
-                }
-            }
-        }
-        for (address, holder) in delta.frontends {
-            match holder {
-                Some(holder) => {
-                    self.frontends.insert(address, holder);
-                }
-                None => {
-                    self.frontends.remove(&address);
-                }
-            }
-        }
-        if let Some(problems) = delta.problems {
-            self.problems = problems;
-        }
-    }
-}

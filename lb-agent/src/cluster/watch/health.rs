@@ -4,7 +4,7 @@
 //! on it for hours), so success is seen where it happens: [`ObserveLayer`] looks at the status
 //! of each answer.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -75,8 +75,35 @@ pub struct WatchHealth {
     services: WatchState,
     slices: WatchState,
     node: WatchState,
-    /// Why each watch that is down went down: only a new reason is worth a log line.
-    lost: Mutex<BTreeMap<Watched, String>>,
+    loss: Mutex<Loss>,
+}
+
+/// What is down, and what the log already says of it.
+#[derive(Debug, Default)]
+struct Loss {
+    lost: BTreeSet<Watched>,
+    /// Reasons that were logged since everything was well.
+    said: BTreeSet<String>,
+}
+
+impl Loss {
+    /// A reason that changes with every attempt (it holds a request's id) must not fill the memory.
+    const SAID_MAX: usize = 16;
+
+    /// Notes a failure; true when it is worth a log line.
+    fn failed(&mut self, watched: Watched, reason: &str) -> bool {
+        self.lost.insert(watched);
+        self.said.len() < Self::SAID_MAX && self.said.insert(reason.to_owned())
+    }
+
+    /// Notes a success; true when with it everything is well again.
+    fn answered(&mut self, watched: Watched) -> bool {
+        let recovered = self.lost.remove(&watched) && self.lost.is_empty();
+        if recovered {
+            self.said.clear();
+        }
+        recovered
+    }
 }
 
 impl WatchHealth {
@@ -100,25 +127,25 @@ impl WatchHealth {
         self.of(watched).errors.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts an error; logs it unless it has been said of this or another watch.
-    pub(super) fn failed(&self, watched: Watched, reason: String) {
+    /// Counts an error; logs it unless that has been said of this or another watch.
+    pub(super) fn failed(&self, watched: Watched, reason: &str) {
         let state = self.of(watched);
         state.errors.fetch_add(1, Ordering::Relaxed);
         state.connected.store(false, Ordering::Relaxed);
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lost.values().any(|known| *known == reason) {
+        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        if loss.failed(watched, reason) {
             warn!(
                 resource = watched.resource(),
-                "can't watch the API server: {reason}; retrying with backoff, what is programmed stays"
+                "can't watch the API server: {reason}; retrying with backoff, what is programmed \
+                 stays"
             );
         }
-        lost.insert(watched, reason);
     }
 
     fn answered(&self, watched: Watched) {
         self.of(watched).connected.store(true, Ordering::Relaxed);
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        if lost.remove(&watched).is_some() && lost.is_empty() {
+        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        if loss.answered(watched) {
             info!("the API server answers again, all watches are back");
         }
     }
@@ -185,11 +212,27 @@ mod tests {
         assert!(!health.of(Watched::Services).is_connected(), "each watch has its own state");
         health.expired(Watched::Slices);
         assert!(health.of(Watched::Slices).is_connected(), "410 Gone is no loss of the server");
-        health.failed(Watched::Slices, "connection refused".into());
+        health.failed(Watched::Slices, "connection refused");
         assert!(!health.of(Watched::Slices).is_connected());
         assert_eq!(health.of(Watched::Slices).errors(), 2);
         health.answered(Watched::Slices);
         assert!(health.of(Watched::Slices).is_connected());
+    }
+
+    #[test]
+    fn a_loss_is_said_once_for_all_watches_and_again_after_everything_was_well() {
+        let mut loss = Loss::default();
+        assert!(loss.failed(Watched::Services, "connection refused"));
+        assert!(!loss.failed(Watched::Slices, "connection refused"), "the same cause");
+        assert!(loss.failed(Watched::Node, "forbidden"), "another cause");
+        assert!(!loss.failed(Watched::Services, "connection refused"), "the next attempt");
+        assert!(!loss.answered(Watched::Services));
+        assert!(!loss.answered(Watched::Slices), "one is still lost");
+        assert!(loss.answered(Watched::Node), "the last one is back");
+        assert!(!loss.answered(Watched::Node), "nothing was lost");
+        assert!(loss.failed(Watched::Services, "connection refused"), "lost again");
+        let more = (0..100).filter(|id| loss.failed(Watched::Slices, &format!("request {id}")));
+        assert!(more.count() < Loss::SAID_MAX, "reasons that never repeat end");
     }
 
     #[test]

@@ -224,7 +224,7 @@ where
             | watcher::Error::WatchStartFailed(_)
             | watcher::Error::WatchFailed(_)
             | watcher::Error::NoResourceVersion => {
-                self.health.failed(self.watched, root_cause(error));
+                self.health.failed(self.watched, &root_cause(error));
                 false
             }
         }

@@ -82,7 +82,11 @@ fn kinds_that_are_not_ours_are_skipped() {
 #[test]
 fn an_invalid_file_names_the_line_and_the_reason() {
     let web = service("web", 80);
-    let yaml: [(&str, String, usize, &str); 11] = [
+    let bomb = (1..30).map(|level| format!("a{level}: &a{level} [*a{0}, *a{0}]\n", level - 1));
+    let bomb = format!("a0: &a0 [1, 1]\n{}", bomb.collect::<String>());
+    let yaml: [(&str, String, usize, &str); 13] = [
+        ("aliases that multiply", bomb, 1, "repetition limit exceeded"),
+        ("a pit", "[".repeat(10_000), 1, "is not usable YAML"),
         ("no YAML", "a: [1\nb: }\n".into(), 2, "is not usable YAML"),
         ("text", "hello\n".into(), 1, "is not a Kubernetes object"),
         ("binary", "kind: \u{1}\n".into(), 1, "is not usable YAML"),

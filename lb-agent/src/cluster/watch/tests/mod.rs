@@ -253,3 +253,9 @@ async fn the_source_ends_when_nobody_receives() {
     let ended = tokio::time::timeout(Duration::from_secs(5), &mut source.task).await;
     assert!(ended.is_ok());
 }
+
+#[tokio::test]
+async fn a_server_with_tls_has_a_client_too() {
+    let config = kube::Config::new("https://127.0.0.1:1".parse().unwrap());
+    assert!(client(config, &Arc::default()).is_ok());
+}
