@@ -13,7 +13,7 @@ use crate::cluster::snapshot::Protocol;
 
 const TEMPLATE: &str = "\
 NAME
-  {name} - {about}
+  {bin} - {about}
 
 SYNOPSIS
   {usage}
@@ -47,7 +47,7 @@ Examples:
 
 /// A Kubernetes Service load balancer in the kernel, for any CNI
 #[derive(Debug, Parser)]
-#[command(name = "lb-agent", version, help_template = TEMPLATE, max_term_width = 100)]
+#[command(name = "lb-agent", bin_name = "lb-agent", version, help_template = TEMPLATE, max_term_width = 100)]
 #[command(after_help = "Every option of `run` can also be given as an environment variable \
     LB_<OPTION>, for example LB_HOSTNAME_OVERRIDE.\nSee `lb-agent <COMMAND> --help`.")]
 pub struct Args {
@@ -74,6 +74,13 @@ pub enum Command {
     /// Print the flows that the kernel is translating
     #[command(help_template = TEMPLATE)]
     Flows(FlowsArgs),
+    /// Print a script that completes this command line in a shell
+    #[command(help_template = TEMPLATE)]
+    Completion {
+        /// For this shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
 }
 
 /// How to log.
@@ -81,7 +88,14 @@ pub enum Command {
 #[command(next_help_heading = "Logging")]
 pub struct LoggingArgs {
     /// Form of the log lines on standard error
-    #[arg(long, env = "LB_LOG_FORMAT", value_enum, default_value_t, global = true)]
+    #[arg(
+        long,
+        env = "LB_LOG_FORMAT",
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        global = true
+    )]
     pub log_format: LogFormat,
     /// error, warn, info, debug or trace; also per module: `info,lb_agent::node=debug`
     #[arg(long, env = "LB_LOG_LEVEL", value_name = "LEVEL", default_value = "info", global = true)]

@@ -82,8 +82,9 @@ async fn work<D: Datapath>(
     if let Some(address) = config.metrics {
         tokio::spawn(serve("metrics-bind-address", address, metrics_router(metrics.clone())));
     }
+    let expects_node = following.server.is_some().then(|| config.node_name.clone());
     let notices = following.server.map(|server| spawn_events(server, &config.node_name));
-    let reports = Reports::new(metrics, health, notices);
+    let reports = Reports::new(metrics, health, notices, expects_node);
 
     let Config { node_name, devices, nodeport_addresses, .. } = config;
     let selection = Selection { devices, nodeport_addresses };

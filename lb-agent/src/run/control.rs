@@ -183,6 +183,7 @@ impl<D: Datapath> Control<D> {
     fn write(&mut self, observed: &watch::Receiver<Observed>) {
         let pending = std::mem::take(&mut self.pending);
         let triggers = triggers(&pending.changes);
+        let is_node_new = pending.changes.iter().any(|change| matches!(change, Change::Node(_)));
         let started = Instant::now();
         let delta = self.planner.apply(pending.changes);
         self.reports.node(self.planner.snapshot().node.as_ref());
@@ -190,19 +191,28 @@ impl<D: Datapath> Control<D> {
         if !self.planner.is_synced() {
             return;
         }
-        let node = self.planner.snapshot().node.as_ref();
-        let addresses = node.map(|node| node.addresses.as_slice()).unwrap_or_default();
-        let facts = node_facts(&observed.borrow(), &self.selection, addresses);
+        // Facts follow from the network and the Node alone: a changed endpoint costs none of this.
+        let facts = (pending.is_due || is_node_new || self.facts.is_none()).then(|| {
+            let node = self.planner.snapshot().node.as_ref();
+            let addresses = node.map(|node| node.addresses.as_slice()).unwrap_or_default();
+            node_facts(&observed.borrow(), &self.selection, addresses)
+        });
         match self.bring_up_to_date(facts, &delta) {
             Ok(wrote) => self.wrote(wrote, started, pending.since, &triggers),
             Err(error) => self.failed(&error),
         }
     }
 
-    /// The writes themselves.
-    fn bring_up_to_date(&mut self, facts: NodeFacts, delta: &Delta) -> Result<Wrote, D::Error> {
+    /// The writes themselves; `facts` if they may have changed.
+    fn bring_up_to_date(
+        &mut self,
+        facts: Option<NodeFacts>,
+        delta: &Delta,
+    ) -> Result<Wrote, D::Error> {
         let is_whole = matches!(self.written, Written::Nothing { .. });
-        if is_whole || self.facts.as_ref() != Some(&facts) {
+        if let Some(facts) = facts
+            && (is_whole || self.facts.as_ref() != Some(&facts))
+        {
             self.datapath.set_node(&facts)?;
             self.reports.node_facts(&facts);
             self.facts = Some(facts);

@@ -109,7 +109,8 @@ impl Bench {
         let (stop, stopped) = oneshot::channel();
         let metrics = Metrics::new(Vec::new());
         let health = Arc::new(Health::new(false));
-        let reports = Reports::new(metrics.clone(), health.clone(), Some(notify));
+        let reports =
+            Reports::new(metrics.clone(), health.clone(), Some(notify), Some("node-a".into()));
         let control = Control::new("node-a", Selection::default(), fake.clone(), reports);
         let inputs = Inputs { changes: changes_in, observed: observed_in };
         let task = tokio::spawn(control.run(inputs, async { drop(stopped.await) }));
@@ -439,4 +440,16 @@ async fn a_problem_is_logged_once_when_it_appears_and_once_when_it_is_gone() {
     bench.settle().await;
     assert_eq!(log.count("WARN", "broken on purpose"), 1, "{log:?}");
     assert_eq!(log.count("INFO", "could be written again"), 1, "{log:?}");
+}
+
+#[tokio::test]
+async fn a_node_that_the_cluster_does_not_know_is_said_once() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let bench = Bench::synced(Fake::default()).await;
+    for _ in 0..2 {
+        bench.send(vec![Change::Node(None)]).await;
+        bench.settle().await;
+    }
+    assert_eq!(log.count("WARN", "the cluster has no Node node-a"), 1, "{log:?}");
 }

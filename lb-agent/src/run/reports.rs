@@ -35,6 +35,8 @@ pub struct Reports {
     notices: Option<mpsc::Sender<Notice>>,
     /// Before this nothing was our fault: older trigger times are not measured.
     started: SystemTime,
+    /// Our name, until its Node is known to be there or not; `None` without an API server.
+    expects_node: Option<String>,
     /// Problems of source objects by object: how many.
     object_problems: BTreeMap<String, usize>,
     disputes: BTreeSet<Problem>,
@@ -46,17 +48,19 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// Reports to these.
+    /// Reports to these. `expects_node` is our name if there should be a Node object of that name.
     pub fn new(
         metrics: Metrics,
         health: Arc<Health>,
         notices: Option<mpsc::Sender<Notice>>,
+        expects_node: Option<String>,
     ) -> Self {
         Self {
             metrics,
             health,
             notices,
             started: SystemTime::now(),
+            expects_node,
             object_problems: BTreeMap::new(),
             disputes: BTreeSet::new(),
             unfit: BTreeMap::new(),
@@ -77,13 +81,25 @@ impl Reports {
                 Change::Slice(_) | Change::SliceGone(_) => slices += 1,
                 Change::AllServices(all) => services += all.len() as u64,
                 Change::AllSlices(all) => slices += all.len() as u64,
-                Change::Node(_) => {}
+                Change::Node(Some(_)) => self.expects_node = None,
+                Change::Node(None) => self.node_is_missing(),
                 Change::Problems { object, problems } => self.object(object, problems),
             }
         }
         self.metrics.queued(services, slices);
         if is_synced {
             self.health.waiting();
+        }
+    }
+
+    /// Said once: most likely our name is wrong.
+    fn node_is_missing(&mut self) {
+        if let Some(name) = self.expects_node.take() {
+            warn!(
+                "the cluster has no Node {name}: /healthz fails until it has, and if this node goes \
+                 by another name there, none of its endpoints is found to be local; give the name \
+                 that `kubectl get nodes` shows with --hostname-override"
+            );
         }
     }
 
