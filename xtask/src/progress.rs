@@ -76,10 +76,16 @@ impl Step {
 
     /// Ends the step with its outcome.
     pub fn finish(self, outcome: &str) {
+        let seconds = self.started.elapsed().as_secs_f32();
+        print_line(self.bars.as_ref(), &format!("{}: {outcome} ({seconds:.1} s)", self.name));
+    }
+}
+
+/// A step that ends early, by an error, leaves no spinner behind either.
+impl Drop for Step {
+    fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        let seconds = self.started.elapsed().as_secs_f32();
-        print_line(self.bars.as_ref(), &format!("{}: {outcome} ({seconds:.1} s)", self.name));
     }
 }

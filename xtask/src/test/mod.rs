@@ -137,7 +137,7 @@ impl Runner {
             let text = String::from_utf8_lossy(&bytes);
             let result = Outcome::read(&text);
             if !ending.success() && result.failed == 0 {
-                trouble = Some(format!("{run:?} failed: {ending}"));
+                trouble = Some(format!("{run} failed: {ending}"));
             }
             outcome.add(result);
             whole.push_str(&text);

@@ -61,20 +61,33 @@ pub struct Suite {
 /// One program of a suite.
 #[derive(Debug)]
 pub struct Run {
+    /// Whether it runs as root; our own commands become root by themselves where they need it.
+    root: bool,
     program: PathBuf,
     arguments: Vec<OsString>,
     folder: PathBuf,
 }
 
 impl Run {
-    /// The command, as root.
+    /// The command, with root's rights if it needs them.
     ///
     /// # Errors
-    /// When we are not root and there is no sudo.
+    /// When it needs root, we are not, and there is no sudo.
     pub fn command(&self, environment: &[(String, OsString)]) -> Result<Command> {
-        let mut command = privilege::as_root("running the tests", &self.program, environment)?;
+        let mut command = if self.root {
+            privilege::as_root("running the tests", &self.program, environment)?
+        } else {
+            Command::new(&self.program)
+        };
         command.args(&self.arguments).current_dir(&self.folder);
         Ok(command)
+    }
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.program.display())?;
+        self.arguments.iter().try_for_each(|argument| write!(f, " {}", argument.display()))
     }
 }
 
@@ -84,16 +97,10 @@ pub fn all(artifacts: &Artifacts, filter: Option<&str>) -> Result<Vec<Suite>> {
     for test in &artifacts.tests {
         runs.entry(suite_name(test)).or_default().push(libtest(test, filter));
     }
-    let this = std::env::current_exe()?;
-    for command in ["vm", "demo"] {
-        // The demo is one story without names; a filter leaves it out.
-        let arguments: Vec<OsString> = match (command, filter) {
-            ("demo", Some(_)) => continue,
-            (_, None) => vec![command.into()],
-            (_, Some(filter)) => vec![command.into(), "--filter".into(), filter.into()],
-        };
-        let folder = crate::workspace::root().to_owned();
-        runs.insert(command.to_owned(), vec![Run { program: this.clone(), arguments, folder }]);
+    runs.insert("vm".to_owned(), vec![vm(artifacts, filter)?]);
+    if filter.is_none() {
+        // The demo is one story: none of its steps is told without the others.
+        runs.insert("demo".to_owned(), vec![demo(artifacts)?]);
     }
     Ok(ordered(runs))
 }
@@ -127,7 +134,29 @@ fn suite_name(test: &TestBinary) -> String {
 fn libtest(test: &TestBinary, filter: Option<&str>) -> Run {
     let mut arguments: Vec<OsString> = vec!["--show-output".into()];
     arguments.extend(filter.map(Into::into));
-    Run { program: test.path.clone(), arguments, folder: test.folder.clone() }
+    Run { root: true, program: test.path.clone(), arguments, folder: test.folder.clone() }
+}
+
+/// A command of our own. Not this very program: the build may just have replaced its file.
+fn own(artifacts: &Artifacts, arguments: Vec<OsString>) -> Result<Run> {
+    let program = artifacts.program("xtask")?.to_owned();
+    Ok(Run { root: false, program, arguments, folder: crate::workspace::root().to_owned() })
+}
+
+fn vm(artifacts: &Artifacts, filter: Option<&str>) -> Result<Run> {
+    let mut arguments = vec!["vm".into(), "--init".into(), artifacts.program("vm-init")?.into()];
+    if let Some(filter) = filter {
+        arguments.extend(["--filter".into(), filter.into()]);
+    }
+    own(artifacts, arguments)
+}
+
+fn demo(artifacts: &Artifacts) -> Result<Run> {
+    let mut arguments = vec!["demo".into()];
+    for (option, program) in [("--agent", "lb-agent"), ("--peer", "lab-peer")] {
+        arguments.extend([option.into(), artifacts.program(program)?.into()]);
+    }
+    own(artifacts, arguments)
 }
 
 /// What the tests are told of what was built, so that none of them calls cargo.

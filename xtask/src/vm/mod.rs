@@ -37,6 +37,9 @@ pub struct Args {
     /// Seconds that one kernel may take, boot included
     #[arg(long, default_value_t = 300)]
     limit: u64,
+    /// Use this vm-init instead of building one
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
     /// Show the whole console of each guest
     #[arg(long)]
     verbose: bool,
@@ -58,13 +61,18 @@ pub fn run(args: &Args) -> Result<()> {
         "`cargo xtask vm` boots x86_64 kernels, and this machine is {}",
         std::env::consts::ARCH
     );
-    setup::ensure(Purpose::Test)?;
+    let init = match &args.init {
+        Some(built) => strip(built)?,
+        None => {
+            setup::ensure(Purpose::Test)?;
+            strip(artifacts::build()?.program(INIT)?)?
+        }
+    };
     let suites: Vec<&str> = if args.kernels.is_empty() {
         SUITES.to_vec()
     } else {
         args.kernels.iter().map(String::as_str).collect()
     };
-    let init = build_init()?;
     let mut reports = Vec::new();
     for suite in suites {
         reports.push(boot(suite, &init, args).with_context(|| format!("the kernel of {suite}"))?);
@@ -72,12 +80,11 @@ pub fn run(args: &Args) -> Result<()> {
     summarise(&reports)
 }
 
-/// Builds the guest's first program and returns its path.
-fn build_init() -> Result<PathBuf> {
-    let artifacts = artifacts::build()?;
+/// The guest's first program without debug information, which makes it many times as large, and the
+/// guest has it in memory twice.
+fn strip(built: &Path) -> Result<PathBuf> {
     let stripped = vm_dir()?.join(INIT);
-    // Debug information makes it many times as large, and the guest has it in memory twice.
-    process::output(Command::new("strip").arg("-o").arg(&stripped).arg(artifacts.program(INIT)?))?;
+    process::output(Command::new("strip").arg("-o").arg(&stripped).arg(built))?;
     Ok(stripped)
 }
 
