@@ -141,6 +141,20 @@ fn a_node_that_was_cut_off_keeps_serving_and_then_catches_up() -> Result<()> {
 }
 
 #[test]
+fn a_connection_that_died_in_silence_is_noticed_and_replaced() -> Result<()> {
+    alone(|cluster| {
+        let namespace = service(cluster, "silence")?;
+        cluster.cut("node-a")?;
+        // The end of the connection is lost with the cut, so node-a waits for a server that is gone.
+        cluster.control_plane.kill_apiserver()?;
+        cluster.control_plane.start_apiserver()?;
+        cluster.mend("node-a")?;
+        namespace.report("pod-a1", "pod-a1", false)?;
+        everybody(cluster, &namespace, Expect::Servers(&["pod-b1"]))
+    })
+}
+
+#[test]
 fn a_watch_that_resumes_from_a_compacted_version_lists_anew() -> Result<()> {
     alone(|cluster| {
         let namespace = service(cluster, "gone")?;

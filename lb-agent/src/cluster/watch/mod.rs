@@ -6,8 +6,10 @@
 //! (`convert`), or when the first state is complete: whoever takes the stream waits for the first
 //! [`Change::AllServices`] and [`Change::AllSlices`].
 
+mod connect;
 mod health;
 
+pub use connect::{ClientError, client};
 pub use health::{WatchHealth, WatchState, Watched};
 
 use std::fmt::Debug;
@@ -29,8 +31,7 @@ use super::convert::{Converted, node, service, slice};
 use super::problems::Ledger;
 use super::snapshot::{Change, Node, ObjectName};
 
-/// Seconds after which the server ends a watch and we resume it. A connection that was cut
-/// silently is noticed after this time and a margin; kube's default would be five minutes.
+/// Seconds after which the server ends a watch and we resume it; kube's default is five minutes.
 const WATCH_SECONDS: u32 = 120;
 /// A request whose answer stalls for this long has failed; longer than a quiet watch lasts.
 const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 30);
@@ -41,25 +42,6 @@ const BATCH: usize = 256;
 const RELIST_DELAY: Duration = Duration::from_millis(800);
 /// HTTP 410: the resourceVersion is too old.
 const GONE: u16 = 410;
-
-/// The API server can't even be asked.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "can't make a client for the API server {server}: {source}; check the kubeconfig's certificates and keys"
-)]
-pub struct ClientError {
-    server: String,
-    source: kube::Error,
-}
-
-/// A client that notes in `health` which lists and watches the server accepts.
-pub fn client(mut config: kube::Config, health: &Arc<WatchHealth>) -> Result<Client, ClientError> {
-    let server = config.cluster_url.to_string();
-    config.read_timeout.get_or_insert(READ_TIMEOUT);
-    let builder = kube::client::ClientBuilder::try_from(config)
-        .map_err(|source| ClientError { server, source })?;
-    Ok(builder.with_layer(&health::ObserveLayer(health.clone())).build())
-}
 
 /// Follows Services, EndpointSlices and the Node `node_name` until nobody receives any more.
 /// `client` is one made by [`client`], with the same `health`.
