@@ -1,3 +1,315 @@
 //! The typed mirror of the maps: what they hold, what must change, in which order.
+//!
+//! Knows neither Kubernetes nor BPF: it writes a plan ([`Delta`]) through a [`Store`]. Within a
+//! change the order is frontends−, backends+, slots, record, publish, frontends+, backends−: make
+//! before break. What was published is never written again before every program run that could
+//! see it has ended ([`Store::barrier`]).
 
+mod adopt;
+pub mod alloc;
+pub mod encode;
+mod entry;
+pub mod layout;
 pub mod store;
+
+#[cfg(test)]
+mod fake_store;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::abi::{Address, Frontend, NodeAddressFlags, ServiceIndex, ServicePointer};
+
+use crate::node::facts::NodeFacts;
+use crate::plan::desired::{
+    Delta, Desired, FrontendAddress, FrontendKind, ServicePortKey, ServicePortPlan,
+};
+use alloc::{Indices, Run, Runs};
+use entry::{Entry, Problem};
+use store::{Store, StoreError, Table};
+
+/// Everything that the maps hold, and what is free in them.
+#[derive(Debug)]
+pub struct Tables<S> {
+    store: S,
+    entries: BTreeMap<ServicePortKey, Entry>,
+    services: Indices,
+    records: Indices,
+    backends: Indices,
+    slots: Runs,
+    retired: Retired,
+    unfit: BTreeMap<ServicePortKey, Unfit>,
+    /// Frontends that the map had no room for, or whose Service port is not there.
+    skipped: BTreeMap<FrontendAddress, (ServicePortKey, FrontendKind)>,
+}
+
+/// A Service port that is not, or not as planned, in the maps.
+#[derive(Debug)]
+struct Unfit {
+    reason: String,
+    plan: ServicePortPlan,
+}
+
+/// Unpublished, but perhaps still being read.
+#[derive(Debug, Default)]
+struct Retired {
+    services: Vec<u32>,
+    records: Vec<u32>,
+    backends: Vec<u32>,
+    slots: Vec<Run>,
+}
+
+impl Retired {
+    fn is_empty(&self) -> bool {
+        let Self { services, records, backends, slots } = self;
+        services.is_empty() && records.is_empty() && backends.is_empty() && slots.is_empty()
+    }
+}
+
+impl<S: Store> Tables<S> {
+    /// Reads what the maps hold now.
+    pub fn adopt(store: S) -> Result<Self, StoreError> {
+        adopt::adopt(store)
+    }
+
+    /// The maps themselves.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Gives the maps back, for a fresh start.
+    pub fn into_store(self) -> S {
+        self.store
+    }
+
+    /// Makes the maps hold exactly `desired`: the difference to what they hold, applied like any
+    /// other.
+    pub fn reconcile(&mut self, desired: &Desired) -> Result<(), StoreError> {
+        let mut delta = Delta::default();
+        for key in self.entries.keys() {
+            if !desired.ports.contains_key(key) {
+                delta.ports.insert(key.clone(), None);
+            }
+        }
+        for (key, plan) in &desired.ports {
+            delta.ports.insert(key.clone(), Some(plan.clone()));
+        }
+        let wanted: BTreeSet<_> = desired.frontends.keys().map(encode::frontend_key).collect();
+        for (key, _) in self.store.frontends()? {
+            if !wanted.contains(&key) {
+                self.store.remove_frontend(&key)?;
+            }
+        }
+        self.skipped.clear();
+        self.unfit.retain(|key, _| desired.ports.contains_key(key));
+        for (address, holder) in &desired.frontends {
+            delta.frontends.insert(*address, Some(holder.clone()));
+        }
+        self.apply(&delta)
+    }
+
+    /// Applies one change. What does not fit is remembered ([`unfit`](Self::unfit)); an error means
+    /// that the maps can't be used any more.
+    pub fn apply(&mut self, delta: &Delta) -> Result<(), StoreError> {
+        for (address, holder) in &delta.frontends {
+            if holder.is_none() {
+                self.skipped.remove(address);
+                self.store.remove_frontend(&encode::frontend_key(address))?;
+            }
+        }
+        for (key, plan) in &delta.ports {
+            if let Some(plan) = plan {
+                self.write_port(key, plan)?;
+            }
+        }
+        for (address, holder) in &delta.frontends {
+            if let Some((key, kind)) = holder {
+                self.write_frontend(address, key, *kind)?;
+            }
+        }
+        for (key, plan) in &delta.ports {
+            if plan.is_none() {
+                self.remove_port(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees what nobody reads any more and tries again what did not fit.
+    pub fn maintain(&mut self) -> Result<(), StoreError> {
+        self.reclaim()?;
+        for (key, Unfit { plan, .. }) in std::mem::take(&mut self.unfit) {
+            self.write_port(&key, &plan)?;
+        }
+        for (address, (key, kind)) in std::mem::take(&mut self.skipped) {
+            self.write_frontend(&address, &key, kind)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the maps hold the node's own addresses and devices. `xdp` says for each device whether
+    /// frames may be sent to it from XDP.
+    pub fn set_node(
+        &mut self,
+        facts: &NodeFacts,
+        xdp: impl Fn(u32) -> bool,
+    ) -> Result<(), StoreError> {
+        let addresses: BTreeMap<Address, u32> = facts
+            .addresses
+            .iter()
+            .map(|(address, serves)| {
+                let flags = if *serves { NodeAddressFlags::NODE_PORTS } else { 0 };
+                (Address::from(*address), flags)
+            })
+            .collect();
+        let present: BTreeMap<_, _> = self.store.node_addresses()?.into_iter().collect();
+        for (address, flags) in &addresses {
+            if present.get(address) != Some(flags) {
+                self.store.set_node_address(address, *flags)?;
+            }
+        }
+        for address in present.keys().filter(|address| !addresses.contains_key(address)) {
+            self.store.remove_node_address(address)?;
+        }
+        let present: BTreeMap<_, _> = self.store.devices()?.into_iter().collect();
+        for (index, device) in &facts.devices {
+            let value = encode::device(device, xdp(*index));
+            if present.get(index) != Some(&value) {
+                self.store.set_device(*index, &value)?;
+            }
+        }
+        for index in present.keys().filter(|index| !facts.devices.contains_key(index)) {
+            self.store.remove_device(*index)?;
+        }
+        Ok(())
+    }
+
+    /// Service ports that are not, or not as planned, in the maps, and why.
+    pub fn unfit(&self) -> impl Iterator<Item = (&ServicePortKey, &str)> {
+        let skipped = self.skipped.values().map(|(key, _)| (key, FRONTENDS_FULL));
+        let unfit = self.unfit.iter().map(|(key, unfit)| (key, unfit.reason.as_str()));
+        let mut seen = BTreeSet::new();
+        unfit.chain(skipped).filter(move |(key, _)| seen.insert((*key).clone()))
+    }
+
+    /// Elements in use and in all, for each table.
+    pub fn fill(&self) -> Vec<(Table, u32, u32)> {
+        [
+            (Table::Services, self.services.used()),
+            (Table::Records, self.records.used()),
+            (Table::Backends, self.backends.used()),
+            (Table::Slots, self.slots.used()),
+        ]
+        .into_iter()
+        .map(|(table, used)| (table, used, self.store.capacity(table)))
+        .collect()
+    }
+
+    /// Adds or changes a Service port; what does not fit is noted.
+    fn write_port(
+        &mut self,
+        key: &ServicePortKey,
+        plan: &ServicePortPlan,
+    ) -> Result<(), StoreError> {
+        let mut result = entry::write(self, key, plan);
+        if matches!(result, Err(Problem::Full(_))) && !self.retired.is_empty() {
+            self.reclaim()?;
+            result = entry::write(self, key, plan);
+        }
+        match result {
+            Ok(()) => {
+                self.unfit.remove(key);
+                Ok(())
+            }
+            Err(Problem::Store(error)) => Err(error),
+            Err(problem @ (Problem::Full(_) | Problem::Name)) => {
+                let unfit = Unfit { reason: problem.to_string(), plan: plan.clone() };
+                self.unfit.insert(key.clone(), unfit);
+                Ok(())
+            }
+        }
+    }
+
+    fn write_frontend(
+        &mut self,
+        address: &FrontendAddress,
+        key: &ServicePortKey,
+        kind: FrontendKind,
+    ) -> Result<(), StoreError> {
+        let written = match self.entries.get(key) {
+            None => false,
+            Some(entry) => {
+                let value =
+                    Frontend { service: entry.index, kind: encode::frontend_kind(kind) as u32 };
+                match self.store.set_frontend(&encode::frontend_key(address), &value) {
+                    Ok(()) => true,
+                    Err(StoreError::Full { .. }) => false,
+                    Err(error @ StoreError::Call { .. }) => return Err(error),
+                }
+            }
+        };
+        if written {
+            self.skipped.remove(address);
+        } else {
+            self.skipped.insert(*address, (key.clone(), kind));
+        }
+        Ok(())
+    }
+
+    /// Takes a Service port out. Its frontends are gone or others' already.
+    fn remove_port(&mut self, key: &ServicePortKey) -> Result<(), StoreError> {
+        self.unfit.remove(key);
+        let Some(entry) = self.entries.remove(key) else {
+            return Ok(());
+        };
+        self.store.publish(entry.index, ServicePointer::default());
+        self.store.remove_name(entry.index)?;
+        for index in entry.backends.values() {
+            self.retire_backend(*index);
+        }
+        self.retire_record(&entry);
+        self.retired.services.push(entry.index.0);
+        Ok(())
+    }
+
+    /// Waits until nobody reads what is retired, and frees it.
+    fn reclaim(&mut self) -> Result<(), StoreError> {
+        if self.retired.is_empty() {
+            return Ok(());
+        }
+        self.store.barrier()?;
+        let Retired { services, records, backends, slots } = std::mem::take(&mut self.retired);
+        services.into_iter().for_each(|index| self.services.give(index));
+        records.into_iter().for_each(|index| self.records.give(index));
+        backends.into_iter().for_each(|index| self.backends.give(index));
+        slots.into_iter().for_each(|run| self.slots.give(run));
+        Ok(())
+    }
+
+    fn retire_record(&mut self, entry: &Entry) {
+        if entry.record != 0 {
+            self.retired.records.push(entry.record);
+        }
+        if entry.run.len != 0 {
+            self.retired.slots.push(entry.run);
+        }
+    }
+
+    /// An endpoint left: its flows are stale from this store on.
+    fn retire_backend(&mut self, index: u32) {
+        let index = lb_common::abi::BackendIndex(index);
+        let generation = self.store.backend(index).generation.wrapping_add(1);
+        self.store.set_generation(index, generation);
+        self.store.set_backend_flags(index, 0);
+        self.retired.backends.push(index.0);
+    }
+
+    /// The index of a Service port, for tests and tools.
+    pub fn index_of(&self, key: &ServicePortKey) -> Option<ServiceIndex> {
+        self.entries.get(key).map(|entry| entry.index)
+    }
+}
+
+const FRONTENDS_FULL: &str = "the map FRONTENDS has no room for one of its addresses, or the \
+    Service itself is not there; restart with a greater --max-services";

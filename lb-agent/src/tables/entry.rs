@@ -1,0 +1,243 @@
+//! One Service port in the maps: written and rewritten, make before break.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use lb_common::abi::{BackendIndex, ServiceIndex, ServicePointer, ServiceRecord};
+
+use super::Tables;
+use super::alloc::Run;
+use super::encode;
+use super::layout::{Hashing, Layout};
+use super::store::{Store, StoreError};
+use crate::plan::desired::{Backend, ServicePortKey, ServicePortPlan};
+
+/// What the maps hold of a Service port.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its element of SERVICES.
+    pub index: ServiceIndex,
+    /// Its current element of RECORDS; 0 before the first publication.
+    pub record: u32,
+    /// Its slots.
+    pub run: Run,
+    /// Its elements of BACKENDS, by address.
+    pub backends: BTreeMap<SocketAddr, u32>,
+}
+
+impl Entry {
+    /// A Service port that nothing is known of but its index.
+    pub fn new(index: ServiceIndex) -> Self {
+        Self { index, record: 0, run: Run::default(), backends: BTreeMap::new() }
+    }
+}
+
+/// Why a Service port could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// A table is full.
+    #[error("the map {} is full; restart with a greater --{}", .0.map(), .0.flag())]
+    Full(Full),
+    /// The name doesn't fit into NAMES: not a name that an API server admits.
+    #[error("its name is longer than Kubernetes allows; shorten it")]
+    Name,
+    /// The kernel refused a call.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+/// Which table is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// SERVICES, RECORDS or NAMES.
+    Services,
+    /// BACKENDS.
+    Backends,
+    /// SLOTS.
+    Slots,
+}
+
+impl Full {
+    fn map(self) -> &'static str {
+        match self {
+            Self::Services => "SERVICES",
+            Self::Backends => "BACKENDS",
+            Self::Slots => "SLOTS",
+        }
+    }
+
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Services => "max-services",
+            Self::Backends => "max-backends",
+            Self::Slots => "max-slots",
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            // The only hash that `write` fills is NAMES.
+            StoreError::Full { .. } => Self::Full(Full::Services),
+            error @ StoreError::Call { .. } => Self::Store(error),
+        }
+    }
+}
+
+/// Writes `plan`. When it doesn't fit, what was there before stays as it was.
+pub fn write<S: Store>(
+    tables: &mut Tables<S>,
+    key: &ServicePortKey,
+    plan: &ServicePortPlan,
+) -> Result<(), Problem> {
+    let (key, mut entry) = match tables.entries.remove_entry(key) {
+        Some(known) => known,
+        None => (key.clone(), new_entry(tables, key)?),
+    };
+    let mut added = Vec::new();
+    let written = add_backends(tables, &mut entry, plan, &mut added)
+        .and_then(|()| publish(tables, &mut entry, plan));
+    match &written {
+        Ok(()) => drop_backends(tables, &mut entry, plan),
+        Err(_) => give_back(tables, &mut entry, added),
+    }
+    if entry.record != 0 {
+        tables.entries.insert(key, entry);
+    } else {
+        entry.backends.values().for_each(|index| tables.retire_backend(*index));
+        tables.store.remove_name(entry.index)?;
+        tables.services.give(entry.index.0);
+    }
+    written
+}
+
+fn new_entry<S: Store>(tables: &mut Tables<S>, key: &ServicePortKey) -> Result<Entry, Problem> {
+    let name = encode::service_name(key).ok_or(Problem::Name)?;
+    let index = tables.services.take().ok_or(Problem::Full(Full::Services))?;
+    if let Err(error) = tables.store.set_name(ServiceIndex(index), &name) {
+        tables.services.give(index);
+        return Err(error.into());
+    }
+    Ok(Entry::new(ServiceIndex(index)))
+}
+
+/// Gives back what a failed write took, so that a full table costs nobody else. Never published:
+/// no flow knows these elements.
+fn give_back<S: Store>(tables: &mut Tables<S>, entry: &mut Entry, added: Vec<SocketAddr>) {
+    for index in added.iter().filter_map(|address| entry.backends.remove(address)) {
+        tables.store.set_backend_flags(BackendIndex(index), 0);
+        tables.backends.give(index);
+    }
+}
+
+/// Makes sure that every serving endpoint has its element; new ones are also listed in `added`.
+fn add_backends<S: Store>(
+    tables: &mut Tables<S>,
+    entry: &mut Entry,
+    plan: &ServicePortPlan,
+    added: &mut Vec<SocketAddr>,
+) -> Result<(), Problem> {
+    for planned in all(plan) {
+        if let Some(index) = entry.backends.get(&planned.address) {
+            refresh(tables, BackendIndex(*index), planned);
+            continue;
+        }
+        let index = tables.backends.take().ok_or(Problem::Full(Full::Backends))?;
+        let generation = tables.store.backend(BackendIndex(index)).generation;
+        let element = encode::backend(planned, entry.index, generation);
+        tables.store.set_backend(BackendIndex(index), &element);
+        entry.backends.insert(planned.address, index);
+        added.push(planned.address);
+    }
+    Ok(())
+}
+
+/// Serving endpoints are all there are; the lists are looked through as well, so that no plan can
+/// name a backend without an element.
+fn all(plan: &ServicePortPlan) -> impl Iterator<Item = &Backend> {
+    plan.serving.iter().chain(&plan.cluster).chain(&plan.local)
+}
+
+fn refresh<S: Store>(tables: &mut Tables<S>, index: BackendIndex, planned: &Backend) {
+    let flags = encode::backend_flags(planned.placement);
+    if tables.store.backend(index).flags != flags {
+        tables.store.set_backend_flags(index, flags);
+    }
+}
+
+/// Writes slots and record where nobody reads, and makes them current with one store. Nothing is
+/// written when nothing changed.
+fn publish<S: Store>(
+    tables: &mut Tables<S>,
+    entry: &mut Entry,
+    plan: &ServicePortPlan,
+) -> Result<(), Problem> {
+    let layout =
+        Layout::new(plan, Hashing::of(plan), |address| entry.backends.get(address).copied());
+    let unchanged =
+        entry.record != 0 && tables.store.slots(entry.run.offset, entry.run.len) == layout.slots;
+    if unchanged {
+        let record = layout.record(plan, entry.index, entry.run);
+        if record == tables.store.record(entry.record) {
+            return Ok(());
+        }
+        let number = tables.records.take().ok_or(Problem::Full(Full::Services))?;
+        make_current(tables, entry, number, &record);
+        return Ok(());
+    }
+    let number = tables.records.take().ok_or(Problem::Full(Full::Services))?;
+    let Some((layout, run)) = place(tables, entry, plan, layout) else {
+        tables.records.give(number);
+        return Err(Problem::Full(Full::Slots));
+    };
+    tables.store.set_slots(run.offset, &layout.slots);
+    let old = std::mem::replace(&mut entry.run, run);
+    if old.len != 0 {
+        tables.retired.slots.push(old);
+    }
+    make_current(tables, entry, number, &layout.record(plan, entry.index, run));
+    Ok(())
+}
+
+/// Finds a run for the layout; without room for hash tables, one without them.
+fn place<S: Store>(
+    tables: &mut Tables<S>,
+    entry: &Entry,
+    plan: &ServicePortPlan,
+    layout: Layout,
+) -> Option<(Layout, Run)> {
+    if let Some(run) = tables.slots.take(layout.slots.len() as u32) {
+        return Some((layout, run));
+    }
+    let plain = Layout::new(plan, Hashing::List, |address| entry.backends.get(address).copied());
+    let run = tables.slots.take(plain.slots.len() as u32)?;
+    Some((plain, run))
+}
+
+fn make_current<S: Store>(
+    tables: &mut Tables<S>,
+    entry: &mut Entry,
+    number: u32,
+    record: &ServiceRecord,
+) {
+    tables.store.set_record(number, record);
+    let revision = tables.store.pointer(entry.index).revision.wrapping_add(1);
+    tables.store.publish(entry.index, ServicePointer { record: number, revision });
+    let old = std::mem::replace(&mut entry.record, number);
+    if old != 0 {
+        tables.retired.records.push(old);
+    }
+}
+
+/// Endpoints that left: their flows become stale.
+fn drop_backends<S: Store>(tables: &mut Tables<S>, entry: &mut Entry, plan: &ServicePortPlan) {
+    let keep: BTreeSet<SocketAddr> = all(plan).map(|backend| backend.address).collect();
+    entry.backends.retain(|address, index| {
+        let stays = keep.contains(address);
+        if !stays {
+            tables.retire_backend(*index);
+        }
+        stays
+    });
+}

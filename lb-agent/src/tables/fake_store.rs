@@ -1,0 +1,166 @@
+//! Maps made of plain collections, for tests of what is written in which order.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use lb_common::abi::{
+    Address, Backend, BackendIndex, Device, Frontend, FrontendKey, ServiceIndex, ServiceName,
+    ServicePointer, ServiceRecord,
+};
+
+use super::store::{Store, StoreError, Table};
+
+/// Maps as large as told.
+#[derive(Debug, Default)]
+pub struct FakeStore {
+    pub frontends_capacity: usize,
+    pub pointers: Vec<ServicePointer>,
+    pub records: Vec<ServiceRecord>,
+    pub slots: Vec<u32>,
+    pub backends: Vec<Backend>,
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    pub names: BTreeMap<ServiceIndex, ServiceName>,
+    pub addresses: BTreeMap<Address, u32>,
+    pub devices: BTreeMap<u32, Device>,
+    /// Calls of `barrier`.
+    pub barriers: Cell<u32>,
+    /// Stores to SERVICES, in order.
+    pub published: Vec<(ServiceIndex, ServicePointer)>,
+    /// Every write of any kind.
+    pub writes: u32,
+}
+
+impl FakeStore {
+    pub fn new(services: usize, backends: usize, slots: usize) -> Self {
+        Self {
+            frontends_capacity: services * 4,
+            pointers: vec![ServicePointer::default(); services],
+            records: vec![ServiceRecord::default(); services * 2],
+            slots: vec![0; slots],
+            backends: vec![Backend::default(); backends],
+            ..Self::default()
+        }
+    }
+}
+
+impl Store for FakeStore {
+    fn capacity(&self, table: Table) -> u32 {
+        let len = match table {
+            Table::Frontends => self.frontends_capacity,
+            Table::Services => self.pointers.len(),
+            Table::Records => self.records.len(),
+            Table::Slots => self.slots.len(),
+            Table::Backends => self.backends.len(),
+            Table::NodeAddresses | Table::Devices => 1 << 10,
+        };
+        u32::try_from(len).unwrap()
+    }
+    fn pointer(&self, service: ServiceIndex) -> ServicePointer {
+        self.pointers[service.0 as usize]
+    }
+    fn publish(&mut self, service: ServiceIndex, pointer: ServicePointer) {
+        self.writes += 1;
+        self.published.push((service, pointer));
+        self.pointers[service.0 as usize] = pointer;
+    }
+    fn record(&self, index: u32) -> ServiceRecord {
+        self.records[index as usize]
+    }
+    fn set_record(&mut self, index: u32, record: &ServiceRecord) {
+        self.writes += 1;
+        let current = self.pointers.iter().any(|p| p.record == index);
+        assert!(!current, "record {index} is published and must not be written");
+        self.records[index as usize] = *record;
+    }
+    fn slots(&self, offset: u32, len: u32) -> Vec<u32> {
+        self.slots.iter().skip(offset as usize).take(len as usize).copied().collect()
+    }
+    fn set_slots(&mut self, offset: u32, slots: &[u32]) {
+        self.writes += 1;
+        let end = offset + slots.len() as u32;
+        for pointer in self.pointers.iter().filter(|p| p.record != 0) {
+            let run = super::layout::run_of(&self.records[pointer.record as usize]);
+            let apart = end <= run.offset || run.offset + run.len <= offset;
+            assert!(apart || run.len == 0, "slots {offset}..{end} are published");
+        }
+        self.slots[offset as usize..end as usize].copy_from_slice(slots);
+    }
+    fn backend(&self, index: BackendIndex) -> Backend {
+        self.backends[index.0 as usize]
+    }
+    fn set_backend(&mut self, index: BackendIndex, backend: &Backend) {
+        self.writes += 1;
+        self.backends[index.0 as usize] = *backend;
+    }
+    fn set_backend_flags(&mut self, index: BackendIndex, flags: u16) {
+        self.writes += 1;
+        self.backends[index.0 as usize].flags = flags;
+    }
+    fn set_generation(&mut self, index: BackendIndex, generation: u32) {
+        self.writes += 1;
+        self.backends[index.0 as usize].generation = generation;
+    }
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, StoreError> {
+        Ok(self.frontends.iter().map(|(k, v)| (*k, *v)).collect())
+    }
+    fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), StoreError> {
+        let room = self.frontends.len() < self.frontends_capacity;
+        if !room && !self.frontends.contains_key(key) {
+            return Err(StoreError::Full { map: "FRONTENDS" });
+        }
+        let pointer = self.pointers[value.service.0 as usize];
+        assert_ne!(pointer.record, 0, "a frontend must lead to a published Service");
+        if self.frontends.insert(*key, *value) != Some(*value) {
+            self.writes += 1;
+        }
+        Ok(())
+    }
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.frontends.remove(key);
+        Ok(())
+    }
+    fn names(&self) -> Result<Vec<(ServiceIndex, ServiceName)>, StoreError> {
+        Ok(self.names.iter().map(|(k, v)| (*k, *v)).collect())
+    }
+    fn set_name(&mut self, service: ServiceIndex, name: &ServiceName) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.names.insert(service, *name);
+        Ok(())
+    }
+    fn remove_name(&mut self, service: ServiceIndex) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.names.remove(&service);
+        Ok(())
+    }
+    fn node_addresses(&self) -> Result<Vec<(Address, u32)>, StoreError> {
+        Ok(self.addresses.iter().map(|(k, v)| (*k, *v)).collect())
+    }
+    fn set_node_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.addresses.insert(*address, flags);
+        Ok(())
+    }
+    fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.addresses.remove(address);
+        Ok(())
+    }
+    fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError> {
+        Ok(self.devices.iter().map(|(k, v)| (*k, *v)).collect())
+    }
+    fn set_device(&mut self, index: u32, device: &Device) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.devices.insert(index, *device);
+        Ok(())
+    }
+    fn remove_device(&mut self, index: u32) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.devices.remove(&index);
+        Ok(())
+    }
+    fn barrier(&self) -> Result<(), StoreError> {
+        self.barriers.set(self.barriers.get() + 1);
+        Ok(())
+    }
+}

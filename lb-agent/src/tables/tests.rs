@@ -1,0 +1,276 @@
+//! What the maps hold after a plan, and that nothing published is ever written.
+
+use std::net::IpAddr;
+
+use lb_common::abi::{FrontendKey, ServicePointer, ServiceRecord};
+use proptest::prelude::*;
+
+use super::fake_store::FakeStore;
+use super::*;
+use crate::cluster::snapshot::{IpFamily, ObjectName, Protocol};
+use crate::plan::desired::{Backend, Placement};
+
+fn key(name: &str) -> ServicePortKey {
+    ServicePortKey {
+        service: ObjectName::new("default", name),
+        port_name: "http".to_owned(),
+        protocol: Protocol::Tcp,
+        family: IpFamily::V4,
+    }
+}
+
+fn frontend(last: u8) -> FrontendAddress {
+    FrontendAddress { address: IpAddr::from([10, 96, 0, last]), port: 80, protocol: Protocol::Tcp }
+}
+
+fn backend(last: u8, placement: Placement) -> Backend {
+    Backend { address: (IpAddr::from([10, 244, 1, last]), 8080).into(), placement }
+}
+
+fn plan(kind: FrontendKind, last: u8, backends: &[u8]) -> ServicePortPlan {
+    let backends: Vec<Backend> = backends.iter().map(|b| backend(*b, Placement::Remote)).collect();
+    ServicePortPlan {
+        frontends: BTreeMap::from([(frontend(last), kind)]),
+        cluster: backends.clone(),
+        local: Vec::new(),
+        serving: backends.clone(),
+        has_endpoints: !backends.is_empty(),
+        internal_local: false,
+        external_local: false,
+        affinity_timeout: None,
+        source_ranges: None,
+        created: 0,
+    }
+}
+
+/// One Service per element: `(number, kind, backends)`.
+fn desired(services: &[(u8, FrontendKind, Vec<u8>)]) -> Desired {
+    let mut desired = Desired::default();
+    for (number, kind, backends) in services {
+        let key = key(&format!("s{number}"));
+        desired.ports.insert(key.clone(), plan(*kind, *number, backends));
+        desired.frontends.insert(frontend(*number), (key, *kind));
+    }
+    desired
+}
+
+/// What a packet to each frontend could reach: the meaning of the maps, whatever their indices.
+fn meaning(store: &FakeStore) -> BTreeMap<FrontendKey, (u32, Vec<String>, BTreeSet<String>)> {
+    let record_of = |frontend: &Frontend| -> ServiceRecord {
+        store.records[store.pointers[frontend.service.0 as usize].record as usize]
+    };
+    let names = |region: lb_common::abi::Region| -> Vec<String> {
+        store
+            .slots(region.offset, region.len)
+            .iter()
+            .map(|index| {
+                let backend = store.backends[*index as usize];
+                assert_ne!(backend.flags, 0, "slot names the free backend {index}");
+                encode::backend_address(&backend).to_string()
+            })
+            .collect()
+    };
+    store
+        .frontends
+        .iter()
+        .map(|(key, frontend)| {
+            let record = record_of(frontend);
+            let hashed = names(record.cluster_maglev).into_iter().collect();
+            (*key, (record.flags, names(record.cluster), hashed))
+        })
+        .collect()
+}
+
+fn applied(store: FakeStore, desired: &Desired) -> Tables<FakeStore> {
+    let mut tables = Tables::adopt(store).unwrap();
+    tables.reconcile(desired).unwrap();
+    tables
+}
+
+#[test]
+fn a_plan_is_found_again_under_its_frontend() {
+    let desired = desired(&[(1, FrontendKind::ClusterIp, vec![1, 2])]);
+    let tables = applied(FakeStore::new(16, 16, 4096), &desired);
+    let meaning = meaning(tables.store());
+    let (_, list, hashed) = &meaning[&encode::frontend_key(&frontend(1))];
+    assert_eq!(list, &["10.244.1.1:8080", "10.244.1.2:8080"]);
+    assert!(hashed.is_empty(), "a ClusterIP alone needs no hash table");
+}
+
+#[test]
+fn addresses_for_outside_get_a_hash_table_over_every_endpoint() {
+    let desired = desired(&[(1, FrontendKind::NodePort, vec![1, 2, 3])]);
+    let tables = applied(FakeStore::new(16, 16, 4096), &desired);
+    let meaning = meaning(tables.store());
+    assert_eq!(meaning[&encode::frontend_key(&frontend(1))].2.len(), 3);
+}
+
+#[test]
+fn a_hash_table_that_does_not_fit_is_done_without() {
+    let desired = desired(&[(1, FrontendKind::NodePort, vec![1, 2, 3])]);
+    let tables = applied(FakeStore::new(16, 16, 8), &desired);
+    assert_eq!(tables.unfit().count(), 0);
+    let (_, list, hashed) = &meaning(tables.store())[&encode::frontend_key(&frontend(1))];
+    assert_eq!((list.len(), hashed.len()), (3, 0));
+}
+
+#[test]
+fn local_endpoints_are_a_prefix_of_the_same_slots() {
+    let mut desired = desired(&[(1, FrontendKind::ClusterIp, vec![1, 2, 3])]);
+    let plan = desired.ports.get_mut(&key("s1")).unwrap();
+    plan.local = plan.cluster[..2].to_vec();
+    let tables = applied(FakeStore::new(16, 16, 64), &desired);
+    let record = tables.store().records[1];
+    assert_eq!((record.cluster.offset, record.cluster.len), (record.local.offset, 3));
+    assert_eq!((record.local.len, tables.slots.used()), (2, 3));
+}
+
+#[test]
+fn an_endpoint_change_is_one_publication_and_the_index_stays() {
+    let mut tables = applied(
+        FakeStore::new(16, 16, 4096),
+        &desired(&[(1, FrontendKind::ClusterIp, vec![1, 2])]),
+    );
+    let index = tables.index_of(&key("s1"));
+    tables.store.published.clear();
+    tables.reconcile(&desired(&[(1, FrontendKind::ClusterIp, vec![2, 3])])).unwrap();
+    assert_eq!(tables.index_of(&key("s1")), index);
+    assert_eq!(tables.store().published.len(), 1);
+}
+
+#[test]
+fn an_endpoint_that_left_has_a_new_generation_and_those_that_stay_keep_theirs() {
+    let mut tables = applied(
+        FakeStore::new(16, 16, 4096),
+        &desired(&[(1, FrontendKind::ClusterIp, vec![1, 2])]),
+    );
+    tables.reconcile(&desired(&[(1, FrontendKind::ClusterIp, vec![2])])).unwrap();
+    let generations: Vec<u32> =
+        tables.store().backends[1..3].iter().map(|b| b.generation).collect();
+    assert_eq!(generations, [1, 0]);
+}
+
+#[test]
+fn the_same_plan_again_writes_nothing() {
+    let desired =
+        desired(&[(1, FrontendKind::ClusterIp, vec![1, 2]), (2, FrontendKind::NodePort, vec![])]);
+    let mut tables = applied(FakeStore::new(16, 16, 4096), &desired);
+    let writes = tables.store().writes;
+    tables.reconcile(&desired).unwrap();
+    assert_eq!(tables.store().writes, writes);
+}
+
+#[test]
+fn a_restart_adopts_what_it_finds_and_changes_no_index() {
+    let desired = desired(&[
+        (1, FrontendKind::ClusterIp, vec![1, 2]),
+        (2, FrontendKind::LoadBalancer, vec![3]),
+    ]);
+    let before = applied(FakeStore::new(16, 16, 4096), &desired);
+    let (indices, writes) =
+        ([before.index_of(&key("s1")), before.index_of(&key("s2"))], before.store().writes);
+    let after = applied(before.into_store(), &desired);
+    assert_eq!([after.index_of(&key("s1")), after.index_of(&key("s2"))], indices);
+    assert_eq!(after.store().writes, writes, "nothing needed to be written");
+}
+
+#[test]
+fn a_service_that_went_while_no_agent_ran_is_gone_after_the_restart() {
+    let both =
+        desired(&[(1, FrontendKind::ClusterIp, vec![1, 2]), (2, FrontendKind::ClusterIp, vec![3])]);
+    let before = applied(FakeStore::new(16, 16, 4096), &both);
+    let one = desired(&[(2, FrontendKind::ClusterIp, vec![3])]);
+    let mut after = applied(before.into_store(), &one);
+    after.maintain().unwrap();
+    assert_eq!(after.store().frontends.len(), 1);
+    assert_eq!(after.store().names.len(), 1);
+    assert_eq!(after.store().pointers.iter().filter(|p| p.record != 0).count(), 1);
+}
+
+#[test]
+fn a_service_that_does_not_fit_is_named_and_the_others_work() {
+    let plans = desired(&[
+        (1, FrontendKind::ClusterIp, vec![1, 2]),
+        (2, FrontendKind::ClusterIp, vec![3, 4, 5]),
+        (3, FrontendKind::ClusterIp, vec![6]),
+    ]);
+    // Elements 1..=3: room for the first and the third.
+    let mut tables = applied(FakeStore::new(16, 4, 4096), &plans);
+    let unfit: Vec<String> = tables.unfit().map(|(key, why)| format!("{key}: {why}")).collect();
+    assert_eq!(unfit.len(), 1, "{unfit:?}");
+    assert!(unfit[0].starts_with("default/s2:http: the map BACKENDS is full"), "{unfit:?}");
+    assert_eq!(tables.store().frontends.len(), 2);
+
+    // Room again: it is let in.
+    let fewer = desired(&[(2, FrontendKind::ClusterIp, vec![3, 4, 5])]);
+    tables.reconcile(&fewer).unwrap();
+    tables.maintain().unwrap();
+    assert_eq!(tables.unfit().count(), 0);
+    assert_eq!(meaning(tables.store()).len(), 1);
+}
+
+#[test]
+fn a_grown_service_that_does_not_fit_keeps_the_endpoints_it_had() {
+    let mut tables =
+        applied(FakeStore::new(16, 4, 4096), &desired(&[(1, FrontendKind::ClusterIp, vec![1, 2])]));
+    tables.reconcile(&desired(&[(1, FrontendKind::ClusterIp, vec![1, 2, 3, 4])])).unwrap();
+    assert_eq!(tables.unfit().count(), 1);
+    assert_eq!(meaning(tables.store())[&encode::frontend_key(&frontend(1))].1.len(), 2);
+}
+
+#[test]
+fn what_an_interrupted_run_left_without_a_name_is_free_again() {
+    let mut store = FakeStore::new(4, 4, 64);
+    store.backends[1].flags = encode::backend_flags(Placement::Local);
+    store.backends[1].service = ServiceIndex(3);
+    store.records[2].service = ServiceIndex(3);
+    store.pointers[3] = ServicePointer { record: 2, revision: 9 };
+    let tables = Tables::adopt(store).unwrap();
+    assert_eq!(tables.fill().iter().map(|(_, used, _)| *used).collect::<Vec<_>>(), [1, 1, 1, 0]);
+    assert_eq!(tables.store().backends[1].flags, 0);
+    assert_eq!(tables.store().backends[1].generation, 1, "its flows are stale");
+}
+
+fn kinds() -> impl Strategy<Value = FrontendKind> {
+    prop_oneof![
+        Just(FrontendKind::ClusterIp),
+        Just(FrontendKind::NodePort),
+        Just(FrontendKind::LoadBalancer),
+    ]
+}
+
+fn states() -> impl Strategy<Value = Desired> {
+    prop::collection::btree_map(1u8..6, (kinds(), prop::collection::btree_set(1u8..8, 0..5)), 0..5)
+        .prop_map(|services| {
+            let list: Vec<_> = services
+                .into_iter()
+                .map(|(number, (kind, backends))| (number, kind, backends.into_iter().collect()))
+                .collect();
+            desired(&list)
+        })
+}
+
+proptest! {
+    #[test]
+    fn any_history_with_restarts_ends_like_a_fresh_start(
+        history in prop::collection::vec((states(), any::<bool>(), any::<bool>()), 1..12),
+    ) {
+        let mut tables = Tables::adopt(FakeStore::new(16, 64, 1 << 14)).unwrap();
+        let mut last = Desired::default();
+        for (state, restart, maintain) in history {
+            if restart {
+                tables = Tables::adopt(tables.into_store()).unwrap();
+            }
+            tables.reconcile(&state).unwrap();
+            if maintain {
+                tables.maintain().unwrap();
+            }
+            last = state;
+        }
+        let fresh = applied(FakeStore::new(16, 64, 1 << 14), &last);
+        prop_assert_eq!(meaning(tables.store()), meaning(fresh.store()));
+        tables.maintain().unwrap();
+        let used = |t: &Tables<FakeStore>| t.fill().iter().map(|(_, used, _)| *used).collect::<Vec<_>>();
+        prop_assert_eq!(used(&tables), used(&fresh), "nothing leaks");
+    }
+}
