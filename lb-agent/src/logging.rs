@@ -18,8 +18,9 @@ pub struct LogLevelError {
     source: tracing_subscriber::filter::ParseError,
 }
 
-/// kube logs an error for each request of each retry; [`crate::cluster::watch`] says a loss once.
-const REPEATS_ITSELF: &str = "kube_client";
+/// kube logs an error for each request of each retry (its watcher, each 403);
+/// [`crate::cluster::watch`] says a loss once.
+const REPEAT_THEMSELVES: [&str; 2] = ["kube_client", "kube_runtime"];
 
 /// Begins to log as asked.
 pub fn start(args: &LoggingArgs) -> Result<(), LogLevelError> {
@@ -34,11 +35,12 @@ pub fn start(args: &LoggingArgs) -> Result<(), LogLevelError> {
 }
 
 fn filter(level: &str) -> Result<EnvFilter, LogLevelError> {
-    let directives = if level.contains(REPEATS_ITSELF) {
-        level.to_owned()
-    } else {
-        format!("{level},{REPEATS_ITSELF}=off")
-    };
+    let mut directives = level.to_owned();
+    for module in REPEAT_THEMSELVES {
+        if !level.contains(module) {
+            directives.push_str(&format!(",{module}=off"));
+        }
+    }
     EnvFilter::builder()
         .parse(directives)
         .map_err(|source| LogLevelError { value: level.to_owned(), source })
@@ -58,9 +60,12 @@ mod tests {
     #[test]
     fn what_kube_repeats_is_silent_unless_it_is_asked_for() {
         for (level, expected) in [
-            ("info", "kube_client=off,info"),
-            ("warn,lb_agent::node=debug", "lb_agent::node=debug,kube_client=off,warn"),
-            ("info,kube_client=debug", "kube_client=debug,info"),
+            ("info", "kube_runtime=off,kube_client=off,info"),
+            (
+                "warn,lb_agent::node=debug",
+                "lb_agent::node=debug,kube_runtime=off,kube_client=off,warn",
+            ),
+            ("info,kube_client=debug", "kube_runtime=off,kube_client=debug,info"),
         ] {
             assert_eq!(filter(level).unwrap().to_string(), expected, "{level}");
         }
