@@ -171,3 +171,47 @@ fn dispute(address: &FrontendAddress, holder: &Claim, loser: &Claim) -> Problem 
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::snapshot::{IpFamily, ObjectName};
+
+    #[test]
+    fn addresses_that_nobody_claims_any_more_are_forgotten() {
+        let mut claims = Claims::default();
+        let key = |name: &str| ServicePortKey {
+            service: ObjectName::new("default", name),
+            port_name: String::new(),
+            protocol: Protocol::Tcp,
+            family: IpFamily::V4,
+        };
+        let address = FrontendAddress {
+            address: "10.96.0.10".parse().unwrap(),
+            port: 80,
+            protocol: Protocol::Tcp,
+        };
+        let plan = ServicePortPlan {
+            frontends: [(address, FrontendKind::ClusterIp)].into(),
+            cluster: Vec::new(),
+            local: Vec::new(),
+            serving: Vec::new(),
+            has_endpoints: false,
+            internal_local: false,
+            external_local: false,
+            affinity_timeout: None,
+            source_ranges: None,
+            created: 0,
+        };
+        for name in ["a", "b"] {
+            assert_eq!(claims.replace(&key(name), None, Some(&plan)), [address]);
+            claims.settle(&address);
+        }
+        assert_eq!(claims.problems().len(), 1);
+        for name in ["a", "b"] {
+            assert_eq!(claims.replace(&key(name), Some(&plan), None), [address]);
+            claims.settle(&address);
+        }
+        assert!(claims.by_address.is_empty() && claims.disputes.is_empty());
+    }
+}

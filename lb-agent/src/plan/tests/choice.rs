@@ -386,6 +386,12 @@ fn of_duplicates_the_first_stays_unless_it_is_terminating() {
             "10.0.0.1:8080 remote",
         ),
         (
+            "of two that are terminating the first stays",
+            "nodeName: node-a, conditions: {ready: false, serving: true, terminating: true}",
+            leaving,
+            "10.0.0.1:8080 local",
+        ),
+        (
             "one that is terminating replaces nothing",
             "nodeName: node-b",
             leaving,

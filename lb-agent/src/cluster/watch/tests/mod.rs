@@ -158,6 +158,10 @@ async fn events_become_changes_and_what_leaves_the_datapath_is_gone() {
     source.until("added", |source| source.port() == Some(83)).await;
     server.send("services", "DELETED", &web(83)).await;
     source.until("deleted", |source| source.port().is_none()).await;
+    server.send("services", "ADDED", &bad).await;
+    source.until("a problem", |source| source.problems > 0).await;
+    server.send("services", "DELETED", &bad).await;
+    source.until("no object, no problem", |source| source.problems == 0).await;
     server.send("endpointslices", "DELETED", &slice("10.0.0.1")).await;
     source.until("slice deleted", |source| source.snapshot().slices.is_empty()).await;
     server.send("nodes", "DELETED", &node("z1")).await;
@@ -211,6 +215,18 @@ async fn objects_that_went_away_during_a_gap_are_gone_after_the_new_list() {
     server.state().lists.insert("services", Vec::new());
     server.send("services", "ERROR", &failure(410, "Expired")).await;
     source.until("gone", |source| source.port().is_none()).await;
+}
+
+#[tokio::test]
+async fn of_a_list_that_failed_half_way_nothing_is_kept() {
+    let server = with_lists().await;
+    let stale = service("stale", &json!({"clusterIP": "10.96.0.11", "ports": [{"port": 1}]}));
+    server.state().broken_lists.insert("services", stale);
+    let mut source = Source::of(&server);
+    source.until("the second list", |source| source.planner.is_synced()).await;
+    assert_eq!(source.snapshot().services.len(), 1);
+    assert_eq!(source.port(), Some(80));
+    assert_eq!(server.state().lists_made["services"], 2);
 }
 
 #[tokio::test]

@@ -21,6 +21,8 @@ pub struct State {
     pub forbidden: BTreeSet<&'static str>,
     /// Resources whose next watch answers 410.
     pub gone: BTreeSet<&'static str>,
+    /// The first page of a resource's next list, after which the server fails.
+    pub broken_lists: BTreeMap<&'static str, Value>,
     /// Every list request of a resource, and every watch with the version it began from.
     pub lists_made: BTreeMap<&'static str, usize>,
     pub watched_from: BTreeMap<&'static str, Vec<String>>,
@@ -148,13 +150,19 @@ fn answer(state: &mut State, uri: &Uri) -> Response {
         });
         return Response::new(Body::from_stream(lines));
     }
+    if parameter("continue").is_some() {
+        return status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
+    }
     *state.lists_made.entry(resource).or_default() += 1;
-    let objects = state.lists.get(resource).cloned().unwrap_or_default();
+    let (objects, more) = match state.broken_lists.remove(resource) {
+        Some(object) => (vec![object], "more"),
+        None => (state.lists.get(resource).cloned().unwrap_or_default(), ""),
+    };
     let items: Vec<_> = objects.iter().map(|object| state.stored(resource, object)).collect();
     let list = json!({
         "apiVersion": version,
         "kind": format!("{kind}List"),
-        "metadata": {"resourceVersion": state.version.to_string()},
+        "metadata": {"resourceVersion": state.version.to_string(), "continue": more},
         "items": items,
     });
     Response::new(Body::from(list.to_string()))
