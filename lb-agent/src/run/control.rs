@@ -237,7 +237,7 @@ impl<D: Datapath> Control<D> {
     ) {
         let now = Instant::now();
         self.pace.wrote(now, now - started);
-        self.reports.written(now - started);
+        self.reports.up_to_date();
         let report = match wrote {
             Wrote::Nothing => return,
             // How long the first lists took says nothing about the datapath.
@@ -247,6 +247,7 @@ impl<D: Datapath> Control<D> {
                 report
             }
         };
+        self.reports.written(now - started);
         self.reports.unfit(&report.unfit);
         self.gauges_are_old = true;
     }

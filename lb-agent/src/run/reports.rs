@@ -161,7 +161,13 @@ impl Reports {
         self.disputes = problems;
     }
 
-    /// The datapath is up to date after `took`.
+    /// The datapath holds everything that came in.
+    pub fn up_to_date(&self) {
+        self.metrics.up_to_date();
+        self.health.applied();
+    }
+
+    /// The datapath was written, which took `took`.
     pub fn written(&mut self, took: Duration) {
         if !self.has_written {
             info!(?took, "the datapath holds all Services");
@@ -173,7 +179,6 @@ impl Reports {
         self.has_written = true;
         self.has_failed = false;
         self.metrics.applied(took);
-        self.health.applied();
     }
 
     /// Something visible changed in the kernel, `waited` after it came in.

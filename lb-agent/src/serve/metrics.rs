@@ -167,11 +167,15 @@ impl Metrics {
         }
     }
 
-    /// The datapath holds everything that came; it took `took`.
+    /// The datapath holds everything that came.
+    pub fn up_to_date(&self) {
+        self.kube_proxy.service_changes_pending.set(0);
+        self.kube_proxy.endpoint_changes_pending.set(0);
+    }
+
+    /// The datapath was written; it took `took`.
     pub fn applied(&self, took: Duration) {
         let metrics = &self.kube_proxy;
-        metrics.service_changes_pending.set(0);
-        metrics.endpoint_changes_pending.set(0);
         for label in family_labels() {
             metrics.sync_duration.get_or_create(&label).observe(took.as_secs_f64());
             metrics.last_sync.get_or_create(&label).set(seconds_since_epoch());
@@ -404,6 +408,7 @@ mod tests {
         let text = text(|metrics| {
             metrics.queued(2, 3);
             metrics.applied(Duration::from_micros(50));
+            metrics.up_to_date();
             metrics.network_programmed(IpFamily::V6, Duration::from_millis(300));
             metrics.probed(Probe::Healthz, StatusCode::OK);
             metrics.set_objects(&Objects { without_local: [[1, 0], [0, 2]], ..Objects::default() });
