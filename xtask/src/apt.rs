@@ -5,7 +5,7 @@
 
 use crate::{process, workspace};
 use anyhow::{Context, Result, bail};
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -24,6 +24,8 @@ const DOWNLOAD_LIMIT: Duration = Duration::from_secs(900);
 pub struct Suite {
     name: String,
     state: PathBuf,
+    /// Held as long as the state is used: apt fails where it finds another apt, we wait.
+    _lock: File,
 }
 
 impl Suite {
@@ -40,13 +42,14 @@ impl Suite {
         for dir in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(state.join(dir)).with_context(|| state.display().to_string())?;
         }
+        let lock = workspace::lock(&state.join("in-use"))?;
         // An empty package database: apt then resolves as if nothing were installed.
         fs::write(state.join("status"), "")?;
         let source = format!(
             "Types: deb\nURIs: {mirror}\nSuites: {name}\nComponents: main\nSigned-By: {keyring}\n"
         );
         fs::write(state.join("suite.sources"), source)?;
-        let suite = Self { name: name.to_owned(), state };
+        let suite = Self { name: name.to_owned(), state, _lock: lock };
         let mut update = suite.apt("apt-get");
         update.args(["--quiet=2", "--error-on=any", "update"]);
         process::run_shown(&mut update, UPDATE_LIMIT)

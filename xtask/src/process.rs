@@ -4,7 +4,6 @@ use crate::progress::Step;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -92,44 +91,65 @@ fn wait(child: &mut Child, limit: Duration, mut tick: impl FnMut()) -> Result<En
 
 /// Ends a program and its descendants: SIGTERM, so that tests remove their namespaces, then SIGKILL.
 fn end_tree(child: &mut Child) -> Result<()> {
-    let root = Pid::from_raw(i32::try_from(child.id()).context("a process id beyond i32")?);
-    let tree = descendants(root);
-    for pid in &tree {
-        // A process that ended meanwhile is what we want.
-        let _ = kill(*pid, Signal::SIGTERM);
-    }
+    let tree = tree_of(i32::try_from(child.id()).context("a process id beyond i32")?);
+    let signal = |signal| {
+        let alive: Vec<_> = tree.iter().filter(|process| process.is_alive()).collect();
+        for process in &alive {
+            // A process that ended meanwhile is what we want.
+            let _ = kill(Pid::from_raw(process.id), signal);
+        }
+        !alive.is_empty()
+    };
+    signal(Signal::SIGTERM);
     let started = Instant::now();
-    while started.elapsed() < GRACE && child.try_wait()?.is_none() {
+    while started.elapsed() < GRACE && tree.iter().any(Process::is_alive) {
+        // Reaped at once, or it would stay in /proc and seem alive.
+        child.try_wait().context("wait for a program that was ended")?;
         std::thread::sleep(POLL);
     }
-    for pid in descendants(root) {
-        let _ = kill(pid, Signal::SIGKILL);
-    }
+    signal(Signal::SIGKILL);
     child.wait().context("wait for a program that was killed")?;
     Ok(())
 }
 
-/// `root` and every process below it, by the parents that /proc names.
-fn descendants(root: Pid) -> Vec<Pid> {
-    let mut children = BTreeMap::<i32, Vec<i32>>::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        // The command in parentheses may hold anything, so fields count from the last parenthesis.
-        let after = stat.rsplit_once(')').map(|(_, after)| after);
-        if let Some(parent) = after.and_then(|a| a.split_whitespace().nth(1)?.parse().ok()) {
-            children.entry(parent).or_default().push(pid);
-        }
+/// A process as /proc shows it. The start time tells it from a later one with the same number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Process {
+    id: i32,
+    parent: i32,
+    /// In clock ticks since boot.
+    started: u64,
+}
+
+impl Process {
+    fn read(id: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        // The command in parentheses may hold anything, so fields count from the last parenthesis:
+        // state is the third of proc_pid_stat(5), the parent the fourth, the start time the 22nd.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let parent = fields.nth(1)?.parse().ok()?;
+        let started = fields.nth(17)?.parse().ok()?;
+        Some(Self { id, parent, started })
     }
-    let mut found = vec![root.as_raw()];
+
+    fn is_alive(&self) -> bool {
+        Self::read(self.id).is_some_and(|now| now.started == self.started)
+    }
+}
+
+/// Process `root` and every process below it.
+fn tree_of(root: i32) -> Vec<Process> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all: Vec<_> = entries
+        .filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
+        .collect();
+    let mut tree: Vec<_> = all.iter().filter(|process| process.id == root).copied().collect();
     let mut next = 0;
-    while let Some(pid) = found.get(next) {
-        found.extend(children.get(pid).into_iter().flatten().copied().collect::<Vec<_>>());
+    while let Some(parent) = tree.get(next).map(|process| process.id) {
+        tree.extend(all.iter().filter(|process| process.parent == parent));
         next += 1;
     }
-    found.into_iter().map(Pid::from_raw).collect()
+    tree
 }
 
 /// Standard output of a program that must succeed.
@@ -166,4 +186,41 @@ pub fn find(program: &str) -> Option<PathBuf> {
     let mut dirs: Vec<_> = std::env::split_paths(&path).collect();
     dirs.extend(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
     dirs.into_iter().map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Progress;
+
+    fn run(script: &str, limit: Duration) -> (Ending, String) {
+        let name = std::thread::current().name().unwrap_or_default().replace("::", "-");
+        let log = std::env::temp_dir().join(format!("lb-xtask-{}-{name}", std::process::id()));
+        let mut step = Progress::new().step("test", script);
+        let mut shell = Command::new("sh");
+        let ending = run_logged(shell.args(["-c", script]), &log, limit, &mut step).expect("a run");
+        let text = std::fs::read_to_string(&log).expect("the log");
+        std::fs::remove_file(&log).expect("the log is ours to remove");
+        (ending, text)
+    }
+
+    #[test]
+    fn both_outputs_and_the_exit_status_are_kept() {
+        let (ending, text) = run("echo out; echo err >&2; exit 3", Duration::from_secs(30));
+        assert_eq!(text, "out\nerr\n");
+        assert!(matches!(ending, Ending::Exited(status) if status.code() == Some(3)));
+    }
+
+    #[test]
+    fn a_program_that_takes_too_long_is_ended_with_all_it_started() {
+        let script = "sleep 300 & echo $!; (sleep 301 & echo $!; wait) & wait";
+        let (ending, text) = run(script, Duration::from_millis(500));
+        assert!(matches!(ending, Ending::TimedOut(_)), "{ending}");
+        let pids: Vec<i32> = text.lines().map(|line| line.parse().expect("a pid")).collect();
+        assert_eq!(pids.len(), 2);
+        for pid in pids {
+            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+            assert!(!command.is_ok_and(|command| command.starts_with("sleep")), "{pid} still runs");
+        }
+    }
 }

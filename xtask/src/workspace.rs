@@ -2,6 +2,7 @@
 
 use crate::ebpf;
 use anyhow::{Context, Result};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The folder that holds the workspace's `Cargo.toml`.
@@ -23,4 +24,14 @@ pub fn cache_dir(name: &str) -> Result<PathBuf> {
     let dir = ebpf::cache().map_err(anyhow::Error::msg)?.join(name);
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     Ok(dir)
+}
+
+/// Waits until no other process of ours holds `file`, and holds it until the result is dropped.
+///
+/// # Errors
+/// When the file can't be created.
+pub fn lock(file: &Path) -> Result<File> {
+    let lock = File::create(file).with_context(|| format!("create {}", file.display()))?;
+    lock.lock().with_context(|| format!("lock {}", file.display()))?;
+    Ok(lock)
 }

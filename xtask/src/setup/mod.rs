@@ -10,7 +10,6 @@ mod rust;
 use crate::{privilege, workspace};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use std::fs::File;
 
 /// Install what building, demonstrating and testing need, and only what is missing
 ///
@@ -61,10 +60,8 @@ pub fn run(args: &Args) -> Result<()> {
 /// # Errors
 /// Names what is missing and can't be installed from here, with the remedy.
 pub fn ensure(purpose: Purpose) -> Result<()> {
-    let lock = workspace::cache_dir("")?.join("setup.lock");
-    let lock = File::create(&lock).with_context(|| format!("create {}", lock.display()))?;
     // Two commands started at once must not install the same thing over each other.
-    lock.lock().context("wait for another setup to end")?;
+    let _lock = workspace::lock(&workspace::cache_dir("")?.join("setup.lock"))?;
     let mut installed = ensure_packages(purpose)?;
     installed += rust::ensure(purpose)?;
     if purpose == Purpose::Test {

@@ -43,6 +43,7 @@ pub struct Kernel {
 /// When the mirror can't be reached and the cache has none, or the packages don't hold what they did.
 pub fn get(suite: &str) -> Result<Kernel> {
     let cache = workspace::cache_dir("kernels")?;
+    let _lock = workspace::lock(&cache.join("in-use"))?;
     let current = cache.join(format!("{suite}.{CURRENT}"));
     let folder = match download(suite, &cache) {
         Ok(folder) => {
