@@ -1,0 +1,138 @@
+//! The datapath of this node: `tables` decides what is written, `bpf` holds maps and programs, and
+//! here is the order of the two. Maps are filled before anything is attached, so that the first
+//! packet finds everything.
+
+use std::time::{Duration, Instant};
+
+use crate::bpf::maps::PinnedMaps;
+use crate::bpf::{BpfError, Kernel};
+use crate::node::facts::NodeFacts;
+use crate::plan::desired::{Delta, Desired};
+use crate::run::datapath::{ApplyReport, Datapath, Unfit};
+use crate::serve::metrics::MapFill;
+use crate::tables::Tables;
+use crate::tables::store::{StoreError, Table};
+
+/// Between two looks through the flow tables for flows that ended.
+const EXPIRY: Duration = Duration::from_secs(20);
+
+/// What made the datapath unusable; the loop starts over.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// Programs, links or pins.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// A map.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Maps and programs of this node.
+#[derive(Debug)]
+pub struct NodeDatapath {
+    kernel: Kernel,
+    /// `None` until the lists are complete: nothing is written before.
+    tables: Option<Tables<PinnedMaps>>,
+    facts: NodeFacts,
+    expired: Instant,
+}
+
+impl NodeDatapath {
+    /// Takes over an opened kernel side; writes and attaches nothing yet.
+    pub fn new(kernel: Kernel) -> Self {
+        Self { kernel, tables: None, facts: NodeFacts::default(), expired: Instant::now() }
+    }
+
+    fn write_node(&mut self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
+        let attached = self.kernel.attached();
+        tables.set_node(&self.facts, |device| {
+            attached.get(&device).is_some_and(|status| status.sends_from_xdp())
+        })?;
+        Ok(())
+    }
+
+    /// Attaches to the devices that are there now. What the maps say of them is written before, so
+    /// that no packet meets a program that doesn't know its device, and after, when it is known
+    /// which of them XDP may send to.
+    fn attach(&mut self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
+        self.write_node(tables)?;
+        self.kernel.sync_devices(&self.facts.devices)?;
+        self.write_node(tables)
+    }
+
+    fn report(&self) -> ApplyReport {
+        let unfit = self.tables.iter().flat_map(Tables::unfit);
+        ApplyReport {
+            unfit: unfit
+                .map(|(key, reason)| Unfit { key: key.clone(), reason: reason.to_owned() })
+                .collect(),
+        }
+    }
+}
+
+impl Datapath for NodeDatapath {
+    type Error = DatapathError;
+
+    fn set_node(&mut self, facts: &NodeFacts) -> Result<(), DatapathError> {
+        self.facts = facts.clone();
+        let Some(mut tables) = self.tables.take() else {
+            return Ok(());
+        };
+        // After an error the loop begins anew, with `begin_from`.
+        self.attach(&mut tables)?;
+        self.tables = Some(tables);
+        Ok(())
+    }
+
+    fn begin_from(&mut self, desired: &Desired) -> Result<ApplyReport, DatapathError> {
+        let mut tables = Tables::adopt(self.kernel.maps()?)?;
+        tables.reconcile(desired)?;
+        self.write_node(&mut tables)?;
+        self.kernel.attach_sockets()?;
+        self.attach(&mut tables)?;
+        self.tables = Some(tables);
+        Ok(self.report())
+    }
+
+    fn apply(&mut self, delta: &Delta) -> Result<ApplyReport, DatapathError> {
+        if let Some(tables) = &mut self.tables {
+            tables.apply(delta)?;
+        }
+        Ok(self.report())
+    }
+
+    fn maintain(&mut self) -> Result<ApplyReport, DatapathError> {
+        if let Some(tables) = &mut self.tables {
+            tables.maintain()?;
+        }
+        if self.expired.elapsed() >= EXPIRY {
+            self.expired = Instant::now();
+            self.kernel.expire_flows()?;
+        }
+        Ok(self.report())
+    }
+
+    fn fill(&self) -> Vec<MapFill> {
+        let fill = self.tables.iter().flat_map(Tables::fill);
+        fill.map(|(table, used, capacity)| MapFill {
+            map: table_name(table),
+            used: used.into(),
+            capacity: capacity.into(),
+        })
+        .collect()
+    }
+}
+
+/// Metric label of a table.
+fn table_name(table: Table) -> &'static str {
+    match table {
+        Table::Frontends => "frontends",
+        Table::Services => "services",
+        Table::Records => "records",
+        Table::Slots => "slots",
+        Table::Backends => "backends",
+        Table::NodeAddresses => "node_addresses",
+        Table::Devices => "devices",
+    }
+}
+
