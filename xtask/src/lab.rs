@@ -85,10 +85,10 @@ struct Up {
     #[arg(long)]
     no_offload: bool,
     /// Use this lb-agent instead of building one
-    #[arg(long, value_name = "FILE", requires = "peer", hide = true)]
+    #[arg(long, value_name = "FILE", env = "LB_AGENT_BIN", hide = true)]
     agent: Option<PathBuf>,
     /// Use this lab-peer instead of building one
-    #[arg(long, value_name = "FILE", hide = true)]
+    #[arg(long, value_name = "FILE", env = "LB_LAB_PEER", hide = true)]
     peer: Option<PathBuf>,
 }
 
@@ -117,9 +117,11 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn bring_up(up: &Up) -> Result<()> {
-    let programs = match &up.peer {
-        Some(peer) => Programs { agent: up.agent.clone(), peer: peer.clone() },
-        None => {
+    let programs = match (&up.agent, &up.peer) {
+        (agent, Some(peer)) if agent.is_some() || !up.agents => {
+            Programs { agent: agent.clone(), peer: peer.clone() }
+        }
+        (_, _) => {
             setup::ensure(Purpose::Demo)?;
             Programs::build(up.agents)?
         }

@@ -33,10 +33,10 @@ pub struct Args {
     #[arg(long)]
     keep: bool,
     /// Use this lb-agent instead of building one
-    #[arg(long, value_name = "FILE", requires = "peer", hide = true)]
+    #[arg(long, value_name = "FILE", env = "LB_AGENT_BIN", hide = true)]
     agent: Option<PathBuf>,
     /// Use this lab-peer instead of building one
-    #[arg(long, value_name = "FILE", requires = "agent", hide = true)]
+    #[arg(long, value_name = "FILE", env = "LB_LAB_PEER", hide = true)]
     peer: Option<PathBuf>,
 }
 
