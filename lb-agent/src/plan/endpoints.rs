@@ -4,7 +4,6 @@
 //! of slices, `pkg/proxy/topology.go` for the choice). Knows nothing of frontends and policies:
 //! it answers for both policies, and the caller says which traffic uses which.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::PlanContext;
@@ -140,7 +139,7 @@ impl Topology {
     /// and hints that leave nothing for us are not followed.
     fn of(candidates: &[Candidate], context: &PlanContext) -> Self {
         let ready = || candidates.iter().filter(|candidate| candidate.endpoint.ready);
-        let usable = |hints: fn(&Endpoint) -> &BTreeSet<String>, ours: &str| {
+        let usable = |hints: fn(&Endpoint) -> &[String], ours: &String| {
             ready().all(|candidate| !hints(candidate.endpoint).is_empty())
                 && ready().any(|candidate| hints(candidate.endpoint).contains(ours))
         };

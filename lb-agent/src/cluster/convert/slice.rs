@@ -150,6 +150,8 @@ pub(super) fn endpoint_address(text: &str, family: IpFamily) -> Result<std::net:
     }
 }
 
-fn names<T>(hints: Option<&[T]>, name: impl Fn(&T) -> &String) -> BTreeSet<String> {
-    hints.unwrap_or_default().iter().map(|hint| name(hint).clone()).collect()
+/// The names in hints, sorted, each once.
+fn names<T>(hints: Option<&[T]>, name: impl Fn(&T) -> &String) -> Vec<String> {
+    let names: BTreeSet<&String> = hints.unwrap_or_default().iter().map(name).collect();
+    names.into_iter().cloned().collect()
 }

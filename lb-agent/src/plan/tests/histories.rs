@@ -87,7 +87,7 @@ fn service() -> impl Strategy<Value = Service> {
         })
 }
 
-fn hints(names: [&'static str; 2]) -> impl Strategy<Value = BTreeSet<String>> {
+fn hints(names: [&'static str; 2]) -> impl Strategy<Value = Vec<String>> {
     subsequence(names.to_vec(), 0..=2)
         .prop_map(|names| names.into_iter().map(str::to_owned).collect())
 }

@@ -48,7 +48,7 @@ endpoints:
   nodeName: node-a
   zone: ignored
   hostname: ignored
-  hints: {forZones: [{name: z1}, {name: z2}], forNodes: [{name: node-a}]}
+  hints: {forZones: [{name: z2}, {name: z1}, {name: z2}], forNodes: [{name: node-a}]}
 ",
     ));
     assert_reasons(&converted, &[], "plain");
@@ -63,8 +63,8 @@ endpoints:
             serving: true,
             terminating: true,
             node: Some("node-a".into()),
-            zone_hints: ["z1".to_owned(), "z2".to_owned()].into(),
-            node_hints: ["node-a".to_owned()].into(),
+            zone_hints: vec!["z1".to_owned(), "z2".to_owned()],
+            node_hints: vec!["node-a".to_owned()],
             ..endpoint("10.244.1.12")
         }],
         trigger_time: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_250)),
