@@ -39,7 +39,7 @@ fn build<F: AnswerFormat, const IP_OFFSET: u32>(
     let length = IP_OFFSET + room + size_of::<F::Quote>() as u32;
     // SAFETY: plain numbers; the context is valid.
     unsafe {
-        let mode = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC as u32;
+        let mode = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
         if bpf_skb_adjust_room(packet.0, room as i32, mode, 0) != 0 {
             return None;
         }

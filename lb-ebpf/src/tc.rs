@@ -242,7 +242,7 @@ impl<const IP_OFFSET: u32> PacketContext for Skb<IP_OFFSET> {
 }
 
 /// `struct bpf_sock_tuple`, either half of its union.
-#[derive(Clone, Copy, Zeroable)]
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct SocketTuple<F: Family> {
     source: F::Addr,
@@ -250,6 +250,10 @@ struct SocketTuple<F: Family> {
     source_port: Be16,
     destination_port: Be16,
 }
+
+// SAFETY: addresses and ports are plain numbers. Not derived: that would bound `F` a second time, which
+// clippy rejects.
+unsafe impl<F: Family> Zeroable for SocketTuple<F> {}
 
 /// Whether a socket of this network namespace would receive a packet with this tuple.
 #[inline(always)]
