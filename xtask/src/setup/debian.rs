@@ -4,7 +4,8 @@
 
 use super::{Purpose, go};
 use crate::process;
-use anyhow::{Context, Result, bail};
+use crate::progress::Progress;
+use anyhow::{Context, Result, bail, ensure};
 use std::process::Command;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ const PACKAGES: [Package; 8] = [
     package(Purpose::Build, "cc", "gcc", "links the agent and its tools"),
     package(Purpose::Demo, "ip", "iproute2", "shows and changes the lab's networks"),
     package(Purpose::Demo, "ethtool", "ethtool", "turns checksum offload off where XDP rewrites"),
-    package(Purpose::Test, "nft", "nftables", "plays the CNI that masquerades"),
+    package(Purpose::Demo, "nft", "nftables", "plays the CNI that masquerades"),
     package(Purpose::Test, "qemu-system-x86_64", "qemu-system-x86", "boots the other kernels"),
     package(Purpose::Test, "depmod", "kmod", "orders the other kernels' modules"),
     package(Purpose::Test, "xz", "xz-utils", "unpacks the other kernels' modules"),
@@ -72,20 +73,28 @@ pub fn install(packages: &[Package]) -> Result<()> {
     if process::find("apt-get").is_none() {
         bail!("no apt-get on this machine: install what Debian calls {names} by its own means");
     }
-    eprintln!("setup: installing {names}");
     let apt = || {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["--quiet=2", "-o"]);
         command.arg("Acquire::Retries=3");
         command
     };
-    process::run_shown(apt().arg("update"), UPDATE_LIMIT).context("refresh apt's index")?;
+    let run = |what: &str, command: &mut Command, limit| {
+        let log = std::env::temp_dir().join(format!("lb-setup-apt-{}.log", std::process::id()));
+        let mut step = Progress::new().step("setup", what);
+        let ending = process::run_logged(command, &log, limit, &mut step)?;
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        std::fs::remove_file(&log).with_context(|| format!("remove {}", log.display()))?;
+        ensure!(ending.success(), "{command:?} failed ({ending}):\n{text}");
+        step.finish(&format!("{what}: done"));
+        anyhow::Ok(())
+    };
+    run("refresh apt's index", apt().arg("update"), UPDATE_LIMIT)?;
     if packages.iter().any(|package| package.program == "go") {
         go::check_candidate()?;
     }
     let mut install = apt();
     install.args(["install", "--yes", "--no-install-recommends"]);
     install.args(packages.iter().map(|package| package.name));
-    process::run_shown(&mut install, INSTALL_LIMIT)
-        .with_context(|| format!("install {names}: try `apt-get install {names}` by hand"))
+    run(&format!("install {names}"), &mut install, INSTALL_LIMIT)
 }

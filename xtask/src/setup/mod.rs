@@ -80,9 +80,6 @@ fn ensure_packages(purpose: Purpose) -> Result<usize> {
         debian::install(&missing)?;
         return Ok(missing.len());
     }
-    for package in &missing {
-        eprintln!("setup: {package}");
-    }
     eprintln!("setup: installing Debian packages needs root: running itself again under sudo");
     let args = ["setup", "--only-packages", "--for", purpose.word()].map(Into::into);
     let mut command = privilege::sudo_self("installing Debian packages", args)?;
