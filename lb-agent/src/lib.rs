@@ -4,6 +4,7 @@
 //! (mirror of the maps, diff, order) → `bpf` (the only module that talks to the kernel's BPF).
 
 pub mod args;
+pub mod bpf;
 pub mod cluster;
 pub mod config;
 pub mod inspect;

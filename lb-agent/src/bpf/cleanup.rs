@@ -1,0 +1,75 @@
+//! `lb-agent cleanup`: everything that we made in the kernel, and nothing else.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::BpfError;
+use super::filters;
+use super::links;
+use super::pins::{self, Pins};
+
+/// What was removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Attachments: links and tc filters.
+    pub attachments: usize,
+    /// Maps.
+    pub maps: usize,
+    /// Our directory, if it was there.
+    pub directory: Option<PathBuf>,
+}
+
+/// Removes the datapath of every version. Nothing there is fine.
+///
+/// Attachments go first, all of them, so that no program runs with half of its maps. A BPF file
+/// system that the agent mounted stays mounted: others may have begun to use it.
+pub fn cleanup(bpffs: &Path) -> Result<Removed, BpfError> {
+    let pins = Pins::at(bpffs);
+    let root = pins.root().to_owned();
+    let mut removed = Removed::default();
+    if !root.try_exists().map_err(BpfError::pin("look at", &root))? {
+        return Ok(removed);
+    }
+    removed.attachments += filters::remove_others(&pins, &|_| false)?;
+    let versions = pins::names(&root).map_err(BpfError::pin("list", &root))?;
+    for version in &versions {
+        removed.attachments += unpin_links(&root.join(version).join("links"))?;
+    }
+    for version in &versions {
+        let version = root.join(version);
+        removed.maps += unpin_maps(&version.join("maps"))?;
+        remove_directory(&version)?;
+    }
+    remove_directory(&root)?;
+    removed.directory = Some(root);
+    Ok(removed)
+}
+
+fn unpin_links(directory: &Path) -> Result<usize, BpfError> {
+    let names = pins::names(directory).map_err(BpfError::pin("list", directory))?;
+    for name in &names {
+        let pin = directory.join(name);
+        links::remove(&pin).map_err(BpfError::pin("detach and unpin", &pin))?;
+    }
+    remove_directory(directory)?;
+    Ok(names.len())
+}
+
+fn unpin_maps(directory: &Path) -> Result<usize, BpfError> {
+    let names = pins::names(directory).map_err(BpfError::pin("list", directory))?;
+    for name in &names {
+        let pin = directory.join(name);
+        std::fs::remove_file(&pin).map_err(BpfError::pin("unpin", &pin))?;
+    }
+    remove_directory(directory)?;
+    Ok(names.len())
+}
+
+fn remove_directory(directory: &Path) -> Result<(), BpfError> {
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(BpfError::pin("remove the directory", directory)(error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

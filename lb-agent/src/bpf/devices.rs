@@ -1,0 +1,261 @@
+//! Which programs are attached to the node's external devices, and how.
+//!
+//! Decides between TCX and the older filters, and where XDP is used; `links` and `filters` carry it
+//! out.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use aya::util::KernelVersion;
+
+use super::error::BpfError;
+use super::filters;
+use super::links::{self, Place};
+use super::object::Programs;
+use super::pins::Pins;
+use crate::args::XdpMode;
+use crate::node::facts::Device;
+
+/// How tc programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcAttachment {
+    /// By links (TCX, Linux 6.6).
+    Tcx,
+    /// By filters on the clsact qdisc.
+    Filters,
+}
+
+/// How the XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpAttachment {
+    /// In the driver.
+    Native,
+    /// In the kernel's generic code.
+    Generic,
+    /// Not at all.
+    Off,
+}
+
+/// What is attached to one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether the programs expect an Ethernet header.
+    pub ethernet: bool,
+    /// tc.
+    pub tc: TcAttachment,
+    /// XDP.
+    pub xdp: XdpAttachment,
+}
+
+/// The attachments to devices.
+#[derive(Debug)]
+pub struct Devices {
+    pins: Pins,
+    mode: XdpMode,
+    attached: BTreeMap<u32, DeviceStatus>,
+}
+
+impl Devices {
+    /// Nothing is attached by this run yet; pins of an earlier one are taken over by
+    /// [`sync`](Self::sync).
+    pub fn new(pins: Pins, mode: XdpMode) -> Self {
+        Self { pins, mode, attached: BTreeMap::new() }
+    }
+
+    /// What is attached, by interface index.
+    pub fn attached(&self) -> &BTreeMap<u32, DeviceStatus> {
+        &self.attached
+    }
+
+    /// Attaches to the devices that are new, detaches from those that are no longer among them.
+    ///
+    /// One device's failure doesn't keep the others from being attached; the first is returned. A
+    /// device that vanished meanwhile is none.
+    pub fn sync(
+        &mut self,
+        programs: &mut Programs,
+        devices: &BTreeMap<u32, Device>,
+    ) -> Result<(), BpfError> {
+        let mut result = Ok(());
+        for (index, device) in devices {
+            let is_done = |status: &DeviceStatus| {
+                status.name == device.name && status.ethernet == device.ethernet
+            };
+            if self.attached.get(index).is_some_and(is_done) {
+                continue;
+            }
+            match self.attach(programs, device) {
+                Ok(status) => {
+                    tracing::info!(device = device.name, tc = ?status.tc, xdp = ?status.xdp, "attached");
+                    self.attached.insert(*index, status);
+                }
+                Err(BpfError::Attach { source, .. })
+                    if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) =>
+                {
+                    tracing::info!(device = device.name, "vanished before it was attached to");
+                }
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        self.attached.retain(|index, _| devices.contains_key(index));
+        result.and(self.remove_others(devices))
+    }
+
+    fn attach(&self, programs: &mut Programs, device: &Device) -> Result<DeviceStatus, BpfError> {
+        let tc = if has_tcx() {
+            self.attach_tcx(programs, device)?;
+            TcAttachment::Tcx
+        } else {
+            filters::attach(&self.pins, programs, device)?;
+            TcAttachment::Filters
+        };
+        let xdp = self.attach_xdp(programs, device)?;
+        Ok(DeviceStatus { name: device.name.clone(), ethernet: device.ethernet, tc, xdp })
+    }
+
+    fn attach_tcx(&self, programs: &Programs, device: &Device) -> Result<(), BpfError> {
+        for (place, program) in [
+            // Egress first: with ingress alone replies would leave untranslated for a moment.
+            (Place::TcxEgress, egress_program(device)),
+            (Place::TcxIngress, ingress_program(device)),
+        ] {
+            links::attach_device(&self.pins, place, device.index, programs.fd(program)?)
+                .map_err(attach_error(program, device))?;
+        }
+        Ok(())
+    }
+
+    fn attach_xdp(&self, programs: &Programs, device: &Device) -> Result<XdpAttachment, BpfError> {
+        let program = programs.fd("xdp_ingress")?;
+        let at = |place| links::attach_device(&self.pins, place, device.index, program);
+        let attachment = match wanted_xdp(self.mode, device) {
+            WantedXdp::Off => XdpAttachment::Off,
+            WantedXdp::Try => {
+                self.detach(Place::XdpGeneric, device.index)?;
+                match at(Place::XdpNative) {
+                    Ok(_) => XdpAttachment::Native,
+                    Err(error) => {
+                        tracing::info!(device = device.name, %error, "no native XDP: tc alone");
+                        XdpAttachment::Off
+                    }
+                }
+            }
+            WantedXdp::Native => {
+                self.detach(Place::XdpGeneric, device.index)?;
+                at(Place::XdpNative).map_err(|source| BpfError::NativeXdp {
+                    device: device.name.clone(),
+                    source,
+                })?;
+                XdpAttachment::Native
+            }
+            WantedXdp::Generic => {
+                self.detach(Place::XdpNative, device.index)?;
+                at(Place::XdpGeneric).map_err(attach_error("xdp_ingress", device))?;
+                XdpAttachment::Generic
+            }
+        };
+        if attachment == XdpAttachment::Off {
+            self.detach(Place::XdpNative, device.index)?;
+            self.detach(Place::XdpGeneric, device.index)?;
+        }
+        Ok(attachment)
+    }
+
+    fn detach(&self, place: Place, device: u32) -> Result<(), BpfError> {
+        let pin = self.pins.link(&place.pin_name(device));
+        links::remove(&pin).map(drop).map_err(BpfError::pin("remove the link", &pin))
+    }
+
+    /// Detaches from devices that aren't wanted, those of earlier runs too.
+    fn remove_others(&self, devices: &BTreeMap<u32, Device>) -> Result<(), BpfError> {
+        for name in self.pins.link_names()? {
+            if let Some((place, index)) = Place::parse(&name)
+                && !devices.contains_key(&index)
+            {
+                self.detach(place, index)?;
+                tracing::info!(index, ?place, "detached from a device that is no longer ours");
+            }
+        }
+        filters::remove_others(&self.pins, &|index| devices.contains_key(&index)).map(drop)
+    }
+}
+
+/// TCX links: Linux 6.6 (commit e420bed02507).
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
+}
+
+/// What the configuration wants of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WantedXdp {
+    Try,
+    Native,
+    Generic,
+    Off,
+}
+
+fn wanted_xdp(mode: XdpMode, device: &Device) -> WantedXdp {
+    // The program begins with the Ethernet header.
+    if !device.ethernet {
+        return WantedXdp::Off;
+    }
+    match mode {
+        // Native XDP on veth works only with checksum offload off at every sender, and needs help
+        // of the peer to send: tc is the better half there.
+        XdpMode::Auto if device.kind == "veth" => WantedXdp::Off,
+        XdpMode::Auto => WantedXdp::Try,
+        XdpMode::Native => WantedXdp::Native,
+        XdpMode::Generic => WantedXdp::Generic,
+        XdpMode::Off => WantedXdp::Off,
+    }
+}
+
+/// The program for packets that come in through a device.
+pub(super) fn ingress_program(device: &Device) -> &'static str {
+    if device.ethernet { "tc_ingress" } else { "tc_ingress_l3" }
+}
+
+/// The program for packets that go out through a device.
+pub(super) fn egress_program(device: &Device) -> &'static str {
+    if device.ethernet { "tc_egress" } else { "tc_egress_l3" }
+}
+
+/// Names the program and the device in what the kernel answered.
+pub(super) fn attach_error(
+    program: &'static str,
+    device: &Device,
+) -> impl FnOnce(io::Error) -> BpfError {
+    let target = format!("device {}", device.name);
+    move |source| BpfError::Attach { program, target, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xdp_is_used_where_the_mode_the_kind_and_the_header_allow_it() {
+        let device = |kind: &str, ethernet| Device {
+            name: "d".into(),
+            index: 1,
+            kind: kind.into(),
+            mtu: 1500,
+            ethernet,
+            address4: None,
+            address6: None,
+        };
+        for (mode, kind, ethernet, expected) in [
+            (XdpMode::Auto, "", true, WantedXdp::Try),
+            (XdpMode::Auto, "veth", true, WantedXdp::Off),
+            (XdpMode::Auto, "wireguard", false, WantedXdp::Off),
+            (XdpMode::Native, "veth", true, WantedXdp::Native),
+            (XdpMode::Native, "tun", false, WantedXdp::Off),
+            (XdpMode::Generic, "veth", true, WantedXdp::Generic),
+            (XdpMode::Off, "", true, WantedXdp::Off),
+        ] {
+            assert_eq!(wanted_xdp(mode, &device(kind, ethernet)), expected, "{mode:?} {kind:?}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The pinned maps of the Service tables, as `tables` needs them: arrays by mmap, hashes by bpf(2).
+
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use aya_obj::generated::bpf_map_type;
+use bytemuck::Pod;
+use lb_common::abi::{
+    self, Address, Backend, BackendIndex, Device, Frontend, FrontendKey, ServiceIndex, ServiceName,
+    ServicePointer, ServiceRecord,
+};
+
+use super::error::BpfError;
+use super::hash::{self, Hash};
+use super::pins::Pins;
+use super::sys::{self, Access};
+use super::table::Table;
+use crate::tables::store::{Store, StoreError, Table as TableName};
+
+const LOOKUP: &str = "bpf(BPF_MAP_LOOKUP_BATCH)";
+const UPDATE: &str = "bpf(BPF_MAP_UPDATE_ELEM)";
+const DELETE: &str = "bpf(BPF_MAP_DELETE_ELEM)";
+
+/// The Service tables under one pin directory.
+#[derive(Debug)]
+pub struct PinnedMaps {
+    services: Table<ServicePointer>,
+    records: Table<ServiceRecord>,
+    slots: Table<u32>,
+    backends: Table<Backend>,
+    frontends: Hash<FrontendKey, Frontend>,
+    names: Hash<u32, ServiceName>,
+    node_addresses: Hash<Address, u32>,
+    devices: Hash<u32, Device>,
+    barrier: Option<Barrier>,
+}
+
+impl PinnedMaps {
+    /// Opens the pins. With [`Access::Read`] nothing can be changed: writes to arrays are without
+    /// effect, others are errors.
+    pub fn open(pins: &Pins, access: Access) -> Result<Self, BpfError> {
+        Ok(Self {
+            services: table(pins, abi::map::SERVICES, access)?,
+            records: table(pins, abi::map::RECORDS, access)?,
+            slots: table(pins, abi::map::SLOTS, access)?,
+            backends: table(pins, abi::map::BACKENDS, access)?,
+            frontends: Hash::open(pins, abi::map::FRONTENDS, access)?,
+            names: Hash::open(pins, abi::map::NAMES, access)?,
+            node_addresses: Hash::open(pins, abi::map::NODE_ADDRESSES, access)?,
+            devices: Hash::open(pins, abi::map::DEVICES, access)?,
+            barrier: match access {
+                Access::Read => None,
+                Access::ReadWrite => Some(Barrier::new()?),
+            },
+        })
+    }
+}
+
+fn table<T: Pod>(pins: &Pins, name: &'static str, access: Access) -> Result<Table<T>, BpfError> {
+    let kinds = [bpf_map_type::BPF_MAP_TYPE_ARRAY];
+    // Writable in any case: a shared mapping of a read-only descriptor isn't shared for the kernel
+    // (mm/mmap.c clears VM_SHARED), and BPF refuses such. `access` protects the pages instead.
+    let (map, len) = hash::open::<u32, T>(pins, name, Access::ReadWrite, &kinds)?;
+    Table::new(map.as_fd(), len, access).map_err(BpfError::call(name, "mmap"))
+}
+
+fn all<K: Pod, V: Pod>(hash: &Hash<K, V>) -> Result<Vec<(K, V)>, StoreError> {
+    hash.entries().map_err(|source| StoreError::Call { map: hash.name(), call: LOOKUP, source })
+}
+
+fn set<K: Pod, V: Pod>(hash: &Hash<K, V>, key: &K, value: &V) -> Result<(), StoreError> {
+    hash.set(key, value).map_err(|source| match source.raw_os_error() {
+        // E2BIG: as many entries as the map may have. ENOMEM isn't that: it may pass.
+        Some(libc::E2BIG | libc::ENOSPC) => StoreError::Full { map: hash.name() },
+        _ => StoreError::Call { map: hash.name(), call: UPDATE, source },
+    })
+}
+
+fn remove<K: Pod, V: Pod>(hash: &Hash<K, V>, key: &K) -> Result<(), StoreError> {
+    hash.remove(key).map(drop).map_err(|source| StoreError::Call {
+        map: hash.name(),
+        call: DELETE,
+        source,
+    })
+}
+
+impl Store for PinnedMaps {
+    fn capacity(&self, table: TableName) -> u32 {
+        match table {
+            TableName::Frontends => self.frontends.capacity(),
+            TableName::Services => self.services.len(),
+            TableName::Records => self.records.len(),
+            TableName::Slots => self.slots.len(),
+            TableName::Backends => self.backends.len(),
+            TableName::NodeAddresses => self.node_addresses.capacity(),
+            TableName::Devices => self.devices.capacity(),
+        }
+    }
+
+    fn pointer(&self, service: ServiceIndex) -> ServicePointer {
+        self.services.word::<u64>(service.0, 0).map(bytemuck::cast).unwrap_or_default()
+    }
+
+    fn publish(&mut self, service: ServiceIndex, pointer: ServicePointer) {
+        self.services.set_word::<u64>(service.0, 0, bytemuck::cast(pointer));
+    }
+
+    fn record(&self, index: u32) -> ServiceRecord {
+        self.records.get(index).unwrap_or_default()
+    }
+
+    fn set_record(&mut self, index: u32, record: &ServiceRecord) {
+        self.records.set(index, record);
+    }
+
+    fn slots(&self, offset: u32, len: u32) -> Vec<u32> {
+        (offset..offset.saturating_add(len)).map_while(|index| self.slots.get(index)).collect()
+    }
+
+    fn set_slots(&mut self, offset: u32, slots: &[u32]) {
+        for (index, slot) in (offset..).zip(slots) {
+            self.slots.set(index, slot);
+        }
+    }
+
+    fn backend(&self, index: BackendIndex) -> Backend {
+        self.backends.get(index.0).unwrap_or_default()
+    }
+
+    fn set_backend(&mut self, index: BackendIndex, backend: &Backend) {
+        self.backends.set(index.0, backend);
+    }
+
+    fn set_backend_flags(&mut self, index: BackendIndex, flags: u16) {
+        self.backends.set_word(index.0, offset_of!(Backend, flags), flags);
+    }
+
+    fn set_generation(&mut self, index: BackendIndex, generation: u32) {
+        self.backends.set_word(index.0, offset_of!(Backend, generation), generation);
+    }
+
+    fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, StoreError> {
+        all(&self.frontends)
+    }
+
+    fn set_frontend(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), StoreError> {
+        set(&self.frontends, key, value)
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey) -> Result<(), StoreError> {
+        remove(&self.frontends, key)
+    }
+
+    fn names(&self) -> Result<Vec<(ServiceIndex, ServiceName)>, StoreError> {
+        let names = all(&self.names)?;
+        Ok(names.into_iter().map(|(index, name)| (ServiceIndex(index), name)).collect())
+    }
+
+    fn set_name(&mut self, service: ServiceIndex, name: &ServiceName) -> Result<(), StoreError> {
+        set(&self.names, &service.0, name)
+    }
+
+    fn remove_name(&mut self, service: ServiceIndex) -> Result<(), StoreError> {
+        remove(&self.names, &service.0)
+    }
+
+    fn node_addresses(&self) -> Result<Vec<(Address, u32)>, StoreError> {
+        all(&self.node_addresses)
+    }
+
+    fn set_node_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError> {
+        set(&self.node_addresses, address, &flags)
+    }
+
+    fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError> {
+        remove(&self.node_addresses, address)
+    }
+
+    fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError> {
+        all(&self.devices)
+    }
+
+    fn set_device(&mut self, index: u32, device: &Device) -> Result<(), StoreError> {
+        set(&self.devices, &index, device)
+    }
+
+    fn remove_device(&mut self, index: u32) -> Result<(), StoreError> {
+        remove(&self.devices, &index)
+    }
+
+    fn barrier(&self) -> Result<(), StoreError> {
+        self.barrier.as_ref().map_or(Ok(()), Barrier::wait).map_err(|source| StoreError::Call {
+            map: Barrier::NAME,
+            call: UPDATE,
+            source,
+        })
+    }
+}
+
+/// Waits for every program that runs now.
+///
+/// An update of a map-in-map through bpf(2) ends with `synchronize_rcu()`, so that the caller may
+/// do with the replaced inner map what no program expects: `maybe_wait_bpf_programs()` in
+/// <https://elixir.bootlin.com/linux/v6.1/source/kernel/bpf/syscall.c>, since 5.0 (commit
+/// 1ae80cf31938) and promised to user space. Our programs don't sleep, so each of their runs is
+/// inside one RCU read-side section. `membarrier(MEMBARRIER_CMD_GLOBAL)` would need no map, but it
+/// fails on kernels with `nohz_full` and doesn't wait with a single CPU.
+#[derive(Debug)]
+struct Barrier {
+    outer: OwnedFd,
+    inner: OwnedFd,
+}
+
+impl Barrier {
+    const NAME: &str = "of the barrier";
+
+    fn new() -> Result<Self, BpfError> {
+        let make = || -> io::Result<Self> {
+            let inner = sys::create_tiny_array()?;
+            let outer = sys::create_array_of_maps(inner.as_fd())?;
+            Ok(Self { outer, inner })
+        };
+        make().map_err(BpfError::call(Self::NAME, "bpf(BPF_MAP_CREATE)"))
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        sys::put_map(self.outer.as_fd(), self.inner.as_fd())
+    }
+}

@@ -1,0 +1,235 @@
+//! The embedded kernel object: its maps are made or adopted, its programs loaded.
+//!
+//! aya reuses a pinned map without a look at it, so every pin is compared first. What the object
+//! wants is read from the object itself; only sizes come from the configuration.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use aya::maps::MapError;
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya_obj::Object;
+use lb_common::abi::{self, map};
+
+use super::error::{BpfError, kernel_release};
+use super::pins::Pins;
+use super::sys::{self, Access, MapInfo};
+use crate::config::Capacities;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
+
+/// Maps that outlive the agent. CONNECTED is one of them, so that sockets that were connected
+/// before a restart still show the address that they named; the others (WORK4, WORK6, constants)
+/// hold nothing between two runs of a program.
+const PINNED: [&str; 16] = [
+    map::FRONTENDS,
+    map::SERVICES,
+    map::RECORDS,
+    map::SLOTS,
+    map::BACKENDS,
+    map::NAMES,
+    map::NODE_ADDRESSES,
+    map::DEVICES,
+    map::FLOWS4,
+    map::FLOWS6,
+    map::PEERS,
+    map::REVERSE,
+    map::CONNECTED,
+    map::FRAGMENTS4,
+    map::FRAGMENTS6,
+    map::DROPS,
+];
+
+/// Lines of the verifier's log that are worth keeping: the last instructions and the verdict.
+const VERIFIER_LINES: usize = 40;
+
+/// The loaded programs.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// The descriptor of a program.
+    pub fn fd(&self, program: &str) -> Result<BorrowedFd<'_>, BpfError> {
+        let fd = self.ebpf.program(program).and_then(|loaded| loaded.fd().ok());
+        fd.map(|fd| fd.as_fd())
+            .ok_or_else(|| BpfError::Object(format!("it has no program {program}")))
+    }
+
+    /// The program itself, for attachments that aya makes.
+    pub fn program_mut(&mut self, program: &str) -> Result<&mut Program, BpfError> {
+        self.ebpf
+            .program_mut(program)
+            .ok_or_else(|| BpfError::Object(format!("it has no program {program}")))
+    }
+}
+
+/// Makes or adopts the maps and loads every program.
+pub fn load(
+    pins: &Pins,
+    config: &abi::Config,
+    capacities: &Capacities,
+) -> Result<Programs, BpfError> {
+    raise_memory_limit();
+    let sizes = sizes(capacities);
+    for (name, wanted) in wanted(&sizes)? {
+        check(pins, name, &wanted)?;
+    }
+    let paths: Vec<_> = PINNED.iter().map(|name| (*name, pins.map(name))).collect();
+    let mut loader = EbpfLoader::new();
+    loader.override_global("CONFIG", bytemuck::bytes_of(config), true);
+    for (name, size) in &sizes {
+        loader.map_max_entries(name, *size);
+    }
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+    for (name, program) in ebpf.programs_mut() {
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            _ => return Err(BpfError::Object(format!("the kind of program {name} is unknown"))),
+        };
+        loaded.map_err(|error| rejection(name, error))?;
+    }
+    Ok(Programs { ebpf })
+}
+
+/// Sizes that depend on the configuration; the object's own hold for the others.
+fn sizes(capacities: &Capacities) -> [(&'static str, u32); 8] {
+    let Capacities { services, backends, slots, flows } = *capacities;
+    [
+        (map::SERVICES, services),
+        // Each Service has a published record and one on its way.
+        (map::RECORDS, services.saturating_mul(2)),
+        (map::NAMES, services),
+        // A ClusterIP, a NodePort, and some load balancer and external addresses.
+        (map::FRONTENDS, services.saturating_mul(4)),
+        (map::BACKENDS, backends),
+        (map::SLOTS, slots),
+        // A flow has two entries, and half of all flows may be of either family.
+        (map::FLOWS4, flows),
+        (map::FLOWS6, flows),
+    ]
+}
+
+/// What each pinned map is like in the object.
+fn wanted(sizes: &[(&str, u32)]) -> Result<Vec<(&'static str, MapInfo)>, BpfError> {
+    let object = Object::parse(OBJECT).map_err(|error| BpfError::Object(error.to_string()))?;
+    let sizes: HashMap<_, _> = sizes.iter().copied().collect();
+    PINNED
+        .into_iter()
+        .map(|name| {
+            let map = object
+                .maps
+                .get(name)
+                .ok_or_else(|| BpfError::Object(format!("it has no map {name}")))?;
+            let info = MapInfo {
+                kind: map.map_type(),
+                key_size: map.key_size(),
+                value_size: map.value_size(),
+                max_entries: sizes.get(name).copied().unwrap_or(map.max_entries()),
+                flags: map.map_flags(),
+            };
+            Ok((name, info))
+        })
+        .collect()
+}
+
+/// Compares a pin with what is wanted. Another size is kept: the tables would have to be emptied,
+/// which interrupts traffic, and a restart must not.
+fn check(pins: &Pins, name: &'static str, wanted: &MapInfo) -> Result<(), BpfError> {
+    let path = pins.map(name);
+    let pinned = match sys::open_pin(&path, Access::ReadWrite) {
+        Ok(pinned) => pinned,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(BpfError::pin("open the pin", &path)(error)),
+    };
+    let info = sys::map_info(pinned.as_fd())
+        .map_err(BpfError::call(name, "bpf(BPF_OBJ_GET_INFO_BY_FD)"))?;
+    if (MapInfo { max_entries: wanted.max_entries, ..info }) != *wanted {
+        return Err(BpfError::Layout { path, pinned: layout(&info), wanted: layout(wanted) });
+    }
+    if info.max_entries != wanted.max_entries {
+        tracing::warn!(
+            map = name,
+            size = info.max_entries,
+            asked = wanted.max_entries,
+            "the pinned map has another size than asked for and is kept; to change it, run \
+             `lb-agent cleanup` before the next start"
+        );
+    }
+    Ok(())
+}
+
+fn layout(info: &MapInfo) -> String {
+    let MapInfo { kind, key_size, value_size, max_entries: _, flags } = info;
+    format!("type {kind}, key {key_size} bytes, value {value_size} bytes, flags {flags:#x}")
+}
+
+/// Before 5.11 maps count against RLIMIT_MEMLOCK; afterwards the limit does nothing, and neither
+/// does a failure here.
+fn raise_memory_limit() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    if let Err(errno) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        tracing::debug!(%errno, "RLIMIT_MEMLOCK stays");
+    }
+}
+
+fn load_error(error: EbpfError) -> BpfError {
+    match error {
+        EbpfError::MapError(MapError::CreateError { name, io_error }) => {
+            if io_error.raw_os_error() == Some(libc::EPERM) {
+                return BpfError::Permission {
+                    call: "bpf(BPF_MAP_CREATE)",
+                    object: format!("map {name}"),
+                    source: io_error,
+                };
+            }
+            BpfError::Map { map: name, reason: io_error.to_string(), kernel: kernel_release() }
+        }
+        other => BpfError::Object(chain(&other)),
+    }
+}
+
+/// An error and its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Tells what the verifier refuses from what we aren't allowed.
+fn rejection(program: &str, error: ProgramError) -> BpfError {
+    let ProgramError::LoadError { io_error: source, verifier_log } = error else {
+        return BpfError::Object(format!("program {program}: {}", chain(&error)));
+    };
+    if source.raw_os_error() == Some(libc::EPERM) {
+        let object = format!("program {program}");
+        return BpfError::Permission { call: "bpf(BPF_PROG_LOAD)", object, source };
+    }
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    for line in &lines[lines.len().saturating_sub(VERIFIER_LINES)..] {
+        tracing::debug!(program, "verifier: {line}");
+    }
+    // The statistics come last.
+    let statistics = ["processed ", "verification time", "stack depth"];
+    let reason =
+        lines.iter().rev().find(|line| !statistics.iter().any(|word| line.starts_with(word)));
+    BpfError::Rejected {
+        program: program.to_owned(),
+        reason: reason.map_or("it gives no reason", |line| line.trim()).to_owned(),
+        source,
+        kernel: kernel_release(),
+    }
+}

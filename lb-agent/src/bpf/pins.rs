@@ -1,0 +1,111 @@
+//! Where our objects are pinned: `<bpffs>/lb/v<VERSION>/{maps,links}`.
+//!
+//! Pins outlive the agent: they are what makes a restart unnoticed. This module knows paths and the
+//! file system, not what is pinned.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use lb_common::abi;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::error::BpfError;
+
+/// The pin directory of one BPF file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The pins under a mount point; nothing is looked at.
+    pub fn at(bpffs: &Path) -> Self {
+        Self { root: bpffs.join("lb") }
+    }
+
+    /// The pins under a mount point that is made usable: a BPF file system is mounted if none is,
+    /// and the directories exist.
+    pub fn prepare(bpffs: &Path) -> Result<Self, BpfError> {
+        if !is_bpffs(bpffs)? {
+            mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0700")).map_err(
+                |errno| BpfError::Mount { path: bpffs.to_owned(), source: errno.into() },
+            )?;
+            tracing::info!(path = %bpffs.display(), "mounted a BPF file system");
+        }
+        let pins = Self::at(bpffs);
+        for directory in [pins.maps(), pins.links()] {
+            std::fs::create_dir_all(&directory)
+                .map_err(BpfError::pin("create the directory", &directory))?;
+        }
+        Ok(pins)
+    }
+
+    /// `<bpffs>/lb`: everything below is ours.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of this version.
+    pub fn version(&self) -> PathBuf {
+        self.root.join(format!("v{}", abi::VERSION))
+    }
+
+    /// The directory of maps.
+    pub fn maps(&self) -> PathBuf {
+        self.version().join("maps")
+    }
+
+    /// The pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// The directory of links.
+    pub fn links(&self) -> PathBuf {
+        self.version().join("links")
+    }
+
+    /// The pin of a link.
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.links().join(name)
+    }
+
+    /// Names of the pinned links; none without the directory.
+    pub fn link_names(&self) -> Result<Vec<String>, BpfError> {
+        let links = self.links();
+        names(&links).map_err(BpfError::pin("list", &links))
+    }
+
+    /// Directories of versions that aren't this one.
+    pub fn other_versions(&self) -> Result<Vec<PathBuf>, BpfError> {
+        let this = self.version();
+        let names = names(&self.root).map_err(BpfError::pin("list", &self.root))?;
+        Ok(names
+            .into_iter()
+            .map(|name| self.root.join(name))
+            .filter(|path| *path != this)
+            .collect())
+    }
+}
+
+/// Whether a BPF file system is mounted there.
+fn is_bpffs(path: &Path) -> Result<bool, BpfError> {
+    statfs(path)
+        .map(|info| info.filesystem_type() == BPF_FS_MAGIC)
+        .map_err(|errno| BpfError::NoDirectory { path: path.to_owned(), source: errno.into() })
+}
+
+/// Names in a directory, sorted; none when it isn't there.
+pub(super) fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,266 @@
+//! What the pinned maps hold, for the command line: opened to be read, nothing loaded or changed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use lb_common::abi::{
+    BackendFlags, BackendIndex, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
+    FrontendKind as AbiKind, Region, ServiceFlags, ServiceIndex, ServiceName, ServiceRecord, map,
+};
+use lb_common::bytes::Be16;
+use lb_common::family::{Family, V4, V6};
+use lb_common::lb::DropReason;
+
+use super::counters::DropCounters;
+use super::error::BpfError;
+use super::expiry::{now, seconds_between};
+use super::hash::Hash;
+use super::maps::PinnedMaps;
+use super::pins::Pins;
+use super::sys::Access;
+use crate::cluster::snapshot::{IpFamily, Protocol};
+use crate::inspect::rows::{BackendRow, FlowPath, FlowRow, FrontendRow, PolicyRow, ServiceRow};
+use crate::plan::desired::FrontendKind;
+use crate::tables::store::{Store, StoreError};
+
+/// The maps of a running or stopped agent, open to be read.
+#[derive(Debug)]
+pub struct Reader {
+    pins: Pins,
+    maps: PinnedMaps,
+}
+
+/// Packets and connections that were not served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropRow {
+    /// `namespace/name:port` of the Service; `None` when none was involved or it is gone.
+    pub service: Option<String>,
+    /// Why.
+    pub reason: DropReason,
+    /// How many, all CPUs together.
+    pub packets: u64,
+}
+
+impl Reader {
+    /// Opens what is pinned under a BPF file system's mount point.
+    pub fn open(bpffs: &Path) -> Result<Self, BpfError> {
+        let pins = Pins::at(bpffs);
+        let maps = PinnedMaps::open(&pins, Access::Read)?;
+        Ok(Self { pins, maps })
+    }
+
+    /// Every Service port, sorted by name.
+    pub fn services(&self) -> Result<Vec<ServiceRow>, BpfError> {
+        let mut frontends: HashMap<ServiceIndex, Vec<FrontendRow>> = HashMap::new();
+        for (key, frontend) in self.maps.frontends().map_err(read_error)? {
+            frontends.entry(frontend.service).or_default().extend(frontend_row(&key, &frontend));
+        }
+        let mut rows: Vec<ServiceRow> = self
+            .names()?
+            .into_iter()
+            .filter_map(|(index, name)| {
+                let frontends = frontends.remove(&index).unwrap_or_default();
+                self.service_row(index, &name, frontends)
+            })
+            .collect();
+        rows.sort_by(|a, b| {
+            let key =
+                |row: &ServiceRow| (row.namespace.clone(), row.name.clone(), row.port_name.clone());
+            (key(a), a.protocol, a.family).cmp(&(key(b), b.protocol, b.family))
+        });
+        Ok(rows)
+    }
+
+    /// Every flow that packets from outside opened, sorted by Service and client.
+    pub fn flows(&self) -> Result<Vec<FlowRow>, BpfError> {
+        let names: HashMap<ServiceIndex, String> = self
+            .names()?
+            .into_iter()
+            .filter_map(|(index, name)| {
+                let (namespace, name, _) = parts(&name)?;
+                Some((index, format!("{namespace}/{name}")))
+            })
+            .collect();
+        let now = now();
+        let mut rows = family_flows::<V4>(&self.pins, map::FLOWS4, &names, now)?;
+        rows.extend(family_flows::<V6>(&self.pins, map::FLOWS6, &names, now)?);
+        rows.sort_by(|a, b| {
+            (&a.service, a.source, a.frontend).cmp(&(&b.service, b.source, b.frontend))
+        });
+        Ok(rows)
+    }
+
+    /// What was not served and why, the most frequent first.
+    pub fn drops(&self) -> Result<Vec<DropRow>, BpfError> {
+        let names: HashMap<_, _> = self.names()?.into_iter().collect();
+        let drops = DropCounters::open(&self.pins)?.by_service()?;
+        let mut rows: Vec<DropRow> = drops
+            .into_iter()
+            .map(|(key, reason, packets)| DropRow {
+                service: names.get(&key.service).and_then(text).map(str::to_owned),
+                reason,
+                packets,
+            })
+            .collect();
+        rows.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.service.cmp(&b.service)));
+        Ok(rows)
+    }
+
+    fn names(&self) -> Result<Vec<(ServiceIndex, ServiceName)>, BpfError> {
+        self.maps.names().map_err(read_error)
+    }
+
+    fn service_row(
+        &self,
+        index: ServiceIndex,
+        name: &ServiceName,
+        mut frontends: Vec<FrontendRow>,
+    ) -> Option<ServiceRow> {
+        let (namespace, service, port_name) = parts(name)?;
+        frontends.sort_by_key(|row| (row.kind, row.address, row.port));
+        let record = self.maps.record(self.maps.pointer(index).record);
+        Some(ServiceRow {
+            namespace: namespace.to_owned(),
+            name: service.to_owned(),
+            port_name: port_name.to_owned(),
+            protocol: protocol(name.protocol.into())?,
+            family: if name.family == 4 { IpFamily::V4 } else { IpFamily::V6 },
+            frontends,
+            backends: self.backend_rows(&record),
+            policy: policy_row(&record),
+        })
+    }
+
+    fn backend_rows(&self, record: &ServiceRecord) -> Vec<BackendRow> {
+        let slots = |region: Region| self.maps.slots(region.offset, region.len);
+        let indices: BTreeSet<u32> =
+            slots(record.cluster).into_iter().chain(slots(record.local)).collect();
+        let mut rows: Vec<BackendRow> = indices
+            .into_iter()
+            .map(|index| self.maps.backend(BackendIndex(index)))
+            .map(|backend| BackendRow {
+                address: backend.address.into(),
+                port: backend.port.get(),
+                local: backend.flags & BackendFlags::LOCAL != 0,
+                active: backend.flags & BackendFlags::LIVE != 0,
+            })
+            .collect();
+        rows.sort_by_key(|row| (row.address, row.port));
+        rows
+    }
+}
+
+/// The error of a store, whose maps are only looked at here.
+fn read_error(error: StoreError) -> BpfError {
+    match error {
+        StoreError::Full { map } => {
+            BpfError::Call { map, call: "read", source: std::io::ErrorKind::StorageFull.into() }
+        }
+        StoreError::Call { map, call, source } => BpfError::Call { map, call, source },
+    }
+}
+
+fn frontend_row(key: &FrontendKey, frontend: &Frontend) -> Option<FrontendRow> {
+    let kind = match AbiKind::from_number(frontend.kind)? {
+        AbiKind::ClusterIp => FrontendKind::ClusterIp,
+        AbiKind::ExternalIp => FrontendKind::ExternalIp,
+        AbiKind::LoadBalancer => FrontendKind::LoadBalancer,
+        AbiKind::NodePort => FrontendKind::NodePort,
+    };
+    Some(FrontendRow { address: key.address.into(), port: key.port.get(), kind })
+}
+
+fn policy_row(record: &ServiceRecord) -> PolicyRow {
+    let has = |flag| record.flags & flag != 0;
+    PolicyRow {
+        internal_local: has(ServiceFlags::INTERNAL_LOCAL),
+        external_local: has(ServiceFlags::EXTERNAL_LOCAL),
+        affinity_timeout: has(ServiceFlags::AFFINITY).then_some(record.affinity_timeout),
+        source_ranges: has(ServiceFlags::SOURCE_RANGES),
+    }
+}
+
+/// The text of a name; `None` when it isn't UTF-8, which no version writes.
+fn text(name: &ServiceName) -> Option<&str> {
+    let bytes = name.text.split(|byte| *byte == 0).next()?;
+    std::str::from_utf8(bytes).ok()
+}
+
+/// Namespace, name, port name.
+fn parts(name: &ServiceName) -> Option<(&str, &str, &str)> {
+    let (namespace, rest) = text(name)?.split_once('/')?;
+    let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
+    Some((namespace, service, port))
+}
+
+fn protocol(number: u32) -> Option<Protocol> {
+    match i32::try_from(number).ok()? {
+        libc::IPPROTO_TCP => Some(Protocol::Tcp),
+        libc::IPPROTO_UDP => Some(Protocol::Udp),
+        libc::IPPROTO_SCTP => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+fn family_flows<F: Family>(
+    pins: &Pins,
+    name: &'static str,
+    names: &HashMap<ServiceIndex, String>,
+    now: u32,
+) -> Result<Vec<FlowRow>, BpfError> {
+    let flows: Hash<FlowKey<F>, Flow<F>> = Hash::open(pins, name, Access::Read)?;
+    let entries = flows.entries().map_err(BpfError::call(name, "bpf(BPF_MAP_LOOKUP_BATCH)"))?;
+    let (replies, forward): (Vec<_>, Vec<_>) =
+        entries.into_iter().partition(|(_, flow)| flow.flags & FlowFlags::REPLY != 0);
+    // By the bytes of their keys: addresses of a `Family` have no hash of their own.
+    let replies: HashMap<&[u8], &Flow<F>> =
+        replies.iter().map(|(key, flow)| (bytemuck::bytes_of(key), flow)).collect();
+    Ok(forward
+        .into_iter()
+        .filter_map(|(key, flow)| {
+            let reply = replies.get(bytemuck::bytes_of(&flow.translated.inverse())).copied();
+            flow_row(&key, &flow, reply, names, now)
+        })
+        .collect())
+}
+
+fn flow_row<F: Family>(
+    key: &FlowKey<F>,
+    flow: &Flow<F>,
+    reply: Option<&Flow<F>>,
+    names: &HashMap<ServiceIndex, String>,
+    now: u32,
+) -> Option<FlowRow> {
+    let endpoint =
+        |address, port: Be16| SocketAddr::new(IpAddr::from(F::widen(address)), port.get());
+    let translated = &flow.translated;
+    let source = endpoint(key.source, key.source_port);
+    let translated_source = endpoint(translated.source, translated.source_port);
+    let idle = seconds_between(flow.last_seen, now);
+    let protocol = protocol(key.protocol)?;
+    let flags = flow.flags | reply.map_or(0, |reply| reply.flags);
+    Some(FlowRow {
+        protocol,
+        source,
+        frontend: endpoint(key.destination, key.destination_port),
+        backend: endpoint(translated.destination, translated.destination_port),
+        translated_source: Some(translated_source).filter(|address| *address != source),
+        path: if flow.flags & FlowFlags::LOCAL != 0 { FlowPath::Local } else { FlowPath::Remote },
+        state: state(protocol, flags).to_owned(),
+        idle_seconds: reply.map_or(idle, |reply| idle.min(seconds_between(reply.last_seen, now))),
+        service: names.get(&flow.service).cloned(),
+    })
+}
+
+/// What the flags of both directions say.
+fn state(protocol: Protocol, flags: u32) -> &'static str {
+    let has = |flag| flags & flag != 0;
+    match protocol {
+        _ if has(FlowFlags::RST) => "reset",
+        _ if has(FlowFlags::FIN) => "closing",
+        _ if !has(FlowFlags::ANSWERED) => "unanswered",
+        Protocol::Tcp => "established",
+        Protocol::Udp | Protocol::Sctp => "answered",
+    }
+}
