@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::bpf::devices::XdpAttachment;
+use crate::bpf::expiry::FlowTables;
 use crate::bpf::maps::PinnedMaps;
 use crate::bpf::{BpfError, Kernel};
 use crate::node::facts::NodeFacts;
@@ -31,6 +33,7 @@ pub enum DatapathError {
 #[derive(Debug)]
 pub struct NodeDatapath {
     kernel: Kernel,
+    flows: FlowTables,
     /// `None` until the lists are complete: nothing is written before.
     tables: Option<Tables<PinnedMaps>>,
     facts: NodeFacts,
@@ -39,14 +42,16 @@ pub struct NodeDatapath {
 
 impl NodeDatapath {
     /// Takes over an opened kernel side; writes and attaches nothing yet.
-    pub fn new(kernel: Kernel) -> Self {
-        Self { kernel, tables: None, facts: NodeFacts::default(), expired: Instant::now() }
+    pub fn new(kernel: Kernel) -> Result<Self, BpfError> {
+        let flows = kernel.flows()?;
+        let (facts, expired) = (NodeFacts::default(), Instant::now());
+        Ok(Self { kernel, flows, tables: None, facts, expired })
     }
 
     fn write_node(&mut self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
         let attached = self.kernel.attached();
         tables.set_node(&self.facts, |device| {
-            attached.get(&device).is_some_and(|status| status.sends_from_xdp())
+            attached.get(&device).is_some_and(|status| status.xdp == XdpAttachment::Native)
         })?;
         Ok(())
     }
@@ -107,7 +112,7 @@ impl Datapath for NodeDatapath {
         }
         if self.expired.elapsed() >= EXPIRY {
             self.expired = Instant::now();
-            self.kernel.expire_flows()?;
+            self.flows.expire()?;
         }
         Ok(self.report())
     }
@@ -135,4 +140,3 @@ fn table_name(table: Table) -> &'static str {
         Table::Devices => "devices",
     }
 }
-

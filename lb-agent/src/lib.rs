@@ -7,6 +7,7 @@ pub mod args;
 pub mod bpf;
 pub mod cluster;
 pub mod config;
+pub mod datapath;
 pub mod inspect;
 pub mod logging;
 pub mod node;

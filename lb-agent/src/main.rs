@@ -1,2 +1,85 @@
-//! Entry point.
-fn main() {}
+//! Entry point: the command line, and an exit status.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser as _};
+use lb_agent::args::{Args, Command, PinArgs};
+use lb_agent::bpf::cleanup::cleanup;
+use lb_agent::bpf::read::Reader;
+use lb_agent::bpf::{BpfError, Kernel};
+use lb_agent::config::Config;
+use lb_agent::datapath::NodeDatapath;
+use lb_agent::run::datapath::Setup;
+use lb_agent::serve::collect::KernelCounters;
+use lb_agent::{inspect, logging, run};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match dispatch(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lb-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: Args) -> anyhow::Result<()> {
+    logging::start(&args.logging)?;
+    match args.command {
+        Command::Run(args) => {
+            let hostname = nix::unistd::gethostname().context("read this machine's name")?;
+            let config = Config::new(*args, &hostname.to_string_lossy())?;
+            run::run(config, open)
+        }
+        Command::Cleanup(PinArgs { bpffs }) => {
+            let removed = cleanup(&bpffs)?;
+            print(&match removed.directory {
+                None => "nothing to remove: lb-agent has no datapath here".to_owned(),
+                Some(directory) => format!(
+                    "removed {} attachments and {} maps ({})",
+                    removed.attachments,
+                    removed.maps,
+                    directory.display()
+                ),
+            })
+        }
+        Command::Services(args) => {
+            let rows = Reader::open(&args.pins.bpffs)?.services()?;
+            print(&inspect::services::render(rows, &args)?)
+        }
+        Command::Flows(args) => {
+            let rows = Reader::open(&args.pins.bpffs)?.flows()?;
+            print(&inspect::flows::render(rows, &args)?)
+        }
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "lb-agent", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// Opens the kernel's side for the loop.
+fn open(setup: &Setup) -> anyhow::Result<(NodeDatapath, Arc<dyn KernelCounters>)> {
+    let opened = || -> Result<_, BpfError> {
+        let kernel = Kernel::open(setup)?;
+        let counters = kernel.counters()?;
+        Ok((NodeDatapath::new(kernel)?, Arc::new(counters)))
+    };
+    let (datapath, counters) = opened()?;
+    Ok((datapath, counters))
+}
+
+/// Prints to standard output. A reader that had enough (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("write to standard output")
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
