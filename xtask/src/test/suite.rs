@@ -159,12 +159,14 @@ fn demo(artifacts: &Artifacts) -> Result<Run> {
     own(artifacts, arguments)
 }
 
-/// What the tests are told of what was built, so that none of them calls cargo.
+/// What the tests are told: what was built, so that none of them calls cargo, and how to speak of errors.
 pub fn environment(artifacts: &Artifacts) -> Result<Vec<(String, OsString)>> {
     let pair = |name: &str, path: &Path| (name.to_owned(), path.as_os_str().to_owned());
     Ok(vec![
         pair("LB_AGENT_BIN", artifacts.program("lb-agent")?),
         pair("LB_LAB_PEER", artifacts.program("lab-peer")?),
+        // The chain of an error's causes is to be read; where in anyhow it was made is not.
+        ("RUST_LIB_BACKTRACE".to_owned(), "0".into()),
     ])
 }
 

@@ -6,13 +6,14 @@
 mod initramfs;
 mod kernel;
 mod qemu;
+mod report;
 
 use crate::Reported;
 use crate::progress::Progress;
 use crate::setup::{self, Purpose};
 use crate::{artifacts, process, workspace};
 use anyhow::{Context, Result, bail, ensure};
-use kernel::Kernel;
+use report::Report;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -45,15 +46,6 @@ pub struct Args {
     verbose: bool,
 }
 
-/// What one kernel's guest reported.
-struct Report {
-    suite: String,
-    release: String,
-    passed: u32,
-    failed: u32,
-    seconds: f32,
-}
-
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     ensure!(
@@ -75,9 +67,21 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut reports = Vec::new();
     for suite in suites {
-        reports.push(boot(suite, &init, args).with_context(|| format!("the kernel of {suite}"))?);
+        // One kernel that can't be had or won't boot must not hide what the others say.
+        let report = boot(suite, &init, args).unwrap_or_else(|error| {
+            eprintln!("test the kernel of {suite} boots ... FAILED\n{error:#}");
+            Report::broken(suite)
+        });
+        reports.push(report);
     }
-    summarise(&reports)
+    print!("{}", report::tables(&reports));
+    let passed: u32 = reports.iter().map(|report| report.passed).sum();
+    let failed: u32 = reports.iter().map(|report| report.failed).sum();
+    println!("{passed} passed, {failed} failed");
+    if failed > 0 {
+        bail!(Reported);
+    }
+    Ok(())
 }
 
 /// The guest's first program without debug information, which makes it many times as large, and the
@@ -110,24 +114,7 @@ fn boot(suite: &str, init: &Path, args: &Args) -> Result<Report> {
         limit: Duration::from_secs(args.limit),
     };
     let console = guest.run(&mut step)?;
-    let report = read_report(suite, &kernel, &console)?;
-    let Report { release, passed, failed, .. } = &report;
-    step.finish(&format!("{release}: {passed} passed, {failed} failed"));
-    if args.verbose || report.failed > 0 {
-        progress.line(&console.text);
-    } else {
-        console.text.lines().filter(|line| line.starts_with("vm: ")).for_each(|l| progress.line(l));
-    }
-    Ok(report)
-}
-
-/// The guest's last word, `vm: N passed, N failed`.
-fn read_report(suite: &str, kernel: &Kernel, console: &qemu::Console) -> Result<Report> {
-    let verdict = console.text.lines().rev().find_map(|line| {
-        let (passed, failed) = line.strip_prefix("vm: ")?.split_once(" passed, ")?;
-        Some((passed.parse().ok()?, failed.strip_suffix(" failed")?.parse().ok()?))
-    });
-    let Some((passed, failed)) = verdict else {
+    let Some(report) = Report::read(suite, &kernel.release, &console) else {
         bail!(
             "the guest with {} ended without a verdict ({}); its console:\n{}",
             kernel.release,
@@ -135,25 +122,10 @@ fn read_report(suite: &str, kernel: &Kernel, console: &qemu::Console) -> Result<
             console.text
         );
     };
-    Ok(Report {
-        suite: suite.to_owned(),
-        release: kernel.release.clone(),
-        passed,
-        failed,
-        seconds: console.seconds,
-    })
-}
-
-fn summarise(reports: &[Report]) -> Result<()> {
-    println!("{:18} {:32} {:>6} {:>6} {:>7}", "suite", "kernel", "passed", "failed", "seconds");
-    for Report { suite, release, passed, failed, seconds } in reports {
-        println!("{suite:18} {release:32} {passed:>6} {failed:>6} {seconds:>7.1}");
+    let Report { release, passed, failed, .. } = &report;
+    step.finish(&format!("{release}: {passed} passed, {failed} failed"));
+    if args.verbose || report.failed > 0 {
+        progress.line(&console.text);
     }
-    let passed: u32 = reports.iter().map(|report| report.passed).sum();
-    let failed: u32 = reports.iter().map(|report| report.failed).sum();
-    println!("{passed} passed, {failed} failed");
-    if failed > 0 {
-        bail!(Reported);
-    }
-    Ok(())
+    Ok(report)
 }
