@@ -11,7 +11,7 @@ use super::pins::{self, Pins};
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Attachments: links and tc filters.
+    /// Attachments: links, tc filters and their qdiscs.
     pub attachments: usize,
     /// Maps.
     pub maps: usize,
@@ -24,21 +24,19 @@ pub struct Removed {
 /// Attachments go first, all of them, so that no program runs with half of its maps. A BPF file
 /// system that the agent mounted stays mounted: others may have begun to use it.
 pub fn cleanup(bpffs: &Path) -> Result<Removed, BpfError> {
-    let pins = Pins::at(bpffs);
-    let root = pins.root().to_owned();
+    let root = Pins::at(bpffs).root().to_owned();
     let mut removed = Removed::default();
     if !root.try_exists().map_err(BpfError::pin("look at", &root))? {
         return Ok(removed);
     }
-    removed.attachments += filters::remove_others(&pins, &|_| false)?;
-    let versions = pins::names(&root).map_err(BpfError::pin("list", &root))?;
+    let versions = Pins::of_all_versions(bpffs)?;
     for version in &versions {
-        removed.attachments += unpin_links(&root.join(version).join("links"))?;
+        removed.attachments += filters::remove_others(version, &|_| false)?;
+        removed.attachments += unpin_links(&version.links())?;
     }
     for version in &versions {
-        let version = root.join(version);
-        removed.maps += unpin_maps(&version.join("maps"))?;
-        remove_directory(&version)?;
+        removed.maps += unpin_maps(&version.maps())?;
+        remove_directory(version.version())?;
     }
     remove_directory(&root)?;
     removed.directory = Some(root);

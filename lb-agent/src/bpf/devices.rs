@@ -49,6 +49,13 @@ pub struct DeviceStatus {
     pub xdp: XdpAttachment,
 }
 
+impl DeviceStatus {
+    /// Whether XDP may send frames through it: its driver takes them once it has a program.
+    pub fn sends_from_xdp(&self) -> bool {
+        self.xdp == XdpAttachment::Native
+    }
+}
+
 /// The attachments to devices.
 #[derive(Debug)]
 pub struct Devices {
@@ -91,7 +98,7 @@ impl Devices {
                     tracing::info!(device = device.name, tc = ?status.tc, xdp = ?status.xdp, "attached");
                     self.attached.insert(*index, status);
                 }
-                Err(BpfError::Attach { source, .. })
+                Err(BpfError::Attach { source, .. } | BpfError::NativeXdp { source, .. })
                     if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) =>
                 {
                     tracing::info!(device = device.name, "vanished before it was attached to");

@@ -1,7 +1,8 @@
 //! tc programs on kernels before 6.6, which have no TCX: filters of the clsact qdisc.
 //!
 //! A filter is no link and can't be pinned. So it gets a fixed priority and handle, by which the
-//! next run replaces it, and its *program* is pinned beside the links as a note that it is ours.
+//! next run replaces it, and its *program* is pinned beside the links as a note that it is ours. So
+//! it is for the qdisc, when it was us who made it.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -17,7 +18,7 @@ use super::devices::{attach_error, egress_program, ingress_program};
 use super::error::BpfError;
 use super::object::Programs;
 use super::pins::Pins;
-use super::sys;
+use super::{qdisc, sys};
 use crate::node::facts::Device;
 
 /// Before all others: they may end the chain, we never do.
@@ -29,6 +30,9 @@ const HANDLE: TcHandle = TcHandle::new(0, 0x6c62);
 const DIRECTIONS: [(TcAttachType, &str); 2] =
     [(TcAttachType::Egress, "filter_egress_"), (TcAttachType::Ingress, "filter_ingress_")];
 
+/// The name of the note that the device's qdisc is ours.
+const QDISC_NOTE: &str = "clsact_";
+
 /// Attaches both tc programs to a device, or replaces ours.
 pub(super) fn attach(
     pins: &Pins,
@@ -36,7 +40,11 @@ pub(super) fn attach(
     device: &Device,
 ) -> Result<(), BpfError> {
     match qdisc_add_clsact(&device.name) {
-        Ok(()) => tracing::debug!(device = device.name, "added the clsact qdisc"),
+        Ok(()) => {
+            let note = pins.link(&format!("{QDISC_NOTE}{}", device.index));
+            let program = programs.fd(ingress_program(device))?;
+            take_note(program, &note).map_err(BpfError::pin("pin", &note))?;
+        }
         Err(error) if errno(&error) == Some(libc::EEXIST) => {}
         Err(error) => return Err(attach_error("the clsact qdisc", device)(to_io(error))),
     }
@@ -89,31 +97,56 @@ fn take_note(program: BorrowedFd<'_>, note: &std::path::Path) -> io::Result<()> 
     sys::pin(program.as_fd(), note)
 }
 
-/// Removes the filters on devices that aren't wanted, those of earlier runs too; returns their
-/// number. A clsact qdisc stays: others may rely on it, and it costs nothing.
+/// Removes the filters on devices that aren't wanted, those of earlier runs too, and then the
+/// qdiscs that we made and nobody else uses; returns how many of both.
 pub(super) fn remove_others(
     pins: &Pins,
     is_wanted: &dyn Fn(u32) -> bool,
 ) -> Result<usize, BpfError> {
     let mut removed = 0;
+    for (direction, prefix) in DIRECTIONS {
+        removed += remove_noted(pins, prefix, is_wanted, &|index| {
+            remove_filter(direction, index).map(|()| true)
+        })?;
+    }
+    removed += remove_noted(pins, QDISC_NOTE, is_wanted, &remove_qdisc)?;
+    Ok(removed)
+}
+
+/// Calls `remove` for each unwanted device that has a note, and removes the note; returns how often
+/// `remove` removed something.
+fn remove_noted(
+    pins: &Pins,
+    prefix: &str,
+    is_wanted: &dyn Fn(u32) -> bool,
+    remove: &dyn Fn(u32) -> io::Result<bool>,
+) -> Result<usize, BpfError> {
+    let mut removed = 0;
     for name in pins.link_names()? {
-        let parsed = DIRECTIONS.into_iter().find_map(|(direction, prefix)| {
-            Some((direction, name.strip_prefix(prefix)?.parse::<u32>().ok()?))
-        });
-        let Some((direction, index)) = parsed else { continue };
-        if is_wanted(index) {
-            continue;
-        }
+        let index = name.strip_prefix(prefix).and_then(|index| index.parse().ok());
+        let Some(index) = index.filter(|index| !is_wanted(*index)) else { continue };
         let note = pins.link(&name);
-        remove(direction, index).map_err(BpfError::pin("remove the tc filter of", &note))?;
+        let is_removed = remove(index).map_err(BpfError::pin("remove what is noted at", &note))?;
         std::fs::remove_file(&note).map_err(BpfError::pin("remove", &note))?;
-        removed += 1;
-        tracing::info!(index, ?direction, "removed the filter of a device that is no longer ours");
+        removed += usize::from(is_removed);
+        tracing::info!(name, is_removed, "the device is no longer ours");
     }
     Ok(removed)
 }
 
-fn remove(direction: TcAttachType, index: u32) -> io::Result<()> {
+fn remove_qdisc(index: u32) -> io::Result<bool> {
+    match qdisc::remove_if_empty(index) {
+        // The device is gone, or has no such qdisc any more.
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT | libc::EINVAL)) =>
+        {
+            Ok(false)
+        }
+        result => result,
+    }
+}
+
+fn remove_filter(direction: TcAttachType, index: u32) -> io::Result<()> {
     // A device that is gone took its filters with it.
     let Ok(name) = if_indextoname(index) else { return Ok(()) };
     let name = name.to_string_lossy();

@@ -35,7 +35,7 @@ pub(super) fn open<K, V>(
     let path = pins.map(name);
     let map = sys::open_pin(&path, access).map_err(|source| {
         if source.kind() == io::ErrorKind::NotFound {
-            BpfError::NoDatapath(pins.version())
+            BpfError::NoDatapath(pins.version().to_owned())
         } else {
             BpfError::pin("open the pin", &path)(source)
         }

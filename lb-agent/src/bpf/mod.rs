@@ -8,7 +8,7 @@
 //! kernel.attach_sockets()?;                     // cgroup hooks; an earlier run's are replaced in one step
 //! kernel.sync_devices(&facts.devices)?;         // tc and XDP; again whenever the devices change
 //! kernel.attached()                             // index → DeviceStatus { tc, xdp, … }
-//! kernel.flows()?.expire()?                     // FlowTables: keep it, call expire() every 20 s or so
+//! kernel.expire_flows()?                        // every 20 s or so; works on a thread of its own
 //! kernel.counters()?                            // impl KernelCounters, for metrics
 //! ```
 //!
@@ -28,6 +28,7 @@ mod filters;
 mod hash;
 mod links;
 mod object;
+mod qdisc;
 mod sys;
 mod table;
 #[cfg(test)]
@@ -35,6 +36,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::thread::JoinHandle;
 
 use lb_common::abi;
 
@@ -43,7 +45,7 @@ use crate::run::datapath::Setup;
 use counters::DropCounters;
 use devices::{DeviceStatus, Devices};
 pub use error::BpfError;
-use expiry::FlowTables;
+use expiry::{FlowTables, Pass};
 use maps::PinnedMaps;
 use object::Programs;
 use pins::Pins;
@@ -56,6 +58,7 @@ pub struct Kernel {
     programs: Programs,
     cgroup: PathBuf,
     devices: Devices,
+    expiry: Option<JoinHandle<Result<Pass, BpfError>>>,
 }
 
 impl Kernel {
@@ -63,9 +66,9 @@ impl Kernel {
     /// attached keeps working with these maps meanwhile.
     pub fn open(setup: &Setup) -> Result<Self, BpfError> {
         let pins = Pins::prepare(&setup.bpffs)?;
-        for other in pins.other_versions()? {
+        for other in Pins::of_all_versions(&setup.bpffs)?.iter().filter(|other| **other != pins) {
             tracing::warn!(
-                path = %other.display(),
+                path = %other.version().display(),
                 "the datapath of another version of lb-agent is here and may still translate; \
                  `lb-agent cleanup` removes it"
             );
@@ -78,7 +81,7 @@ impl Kernel {
         };
         let programs = object::load(&pins, &config, &setup.capacities)?;
         let devices = Devices::new(pins.clone(), setup.xdp);
-        Ok(Self { pins, programs, cgroup: setup.cgroup_root.clone(), devices })
+        Ok(Self { pins, programs, cgroup: setup.cgroup_root.clone(), devices, expiry: None })
     }
 
     /// The maps of the Service tables, to be written.
@@ -86,9 +89,15 @@ impl Kernel {
         PinnedMaps::open(&self.pins, Access::ReadWrite)
     }
 
-    /// The flow tables, for their expiry.
-    pub fn flows(&self) -> Result<FlowTables, BpfError> {
-        FlowTables::open(&self.pins)
+    /// Removes flows that have ended, on another thread: a full table takes a second, and changes of
+    /// endpoints mustn't wait for it. Returns what the pass before found, or its error.
+    pub fn expire_flows(&mut self) -> Result<Option<Pass>, BpfError> {
+        if self.expiry.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Ok(None);
+        }
+        let flows = FlowTables::open(&self.pins)?;
+        let before = self.expiry.replace(std::thread::spawn(move || flows.expire()));
+        before.map(|thread| thread.join().unwrap_or_else(|_| Ok(Pass::default()))).transpose()
     }
 
     /// The counters of the programs.

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use aya::maps::MapError;
+use aya::pin::PinError;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_obj::Object;
@@ -87,7 +88,7 @@ pub fn load(
     for (name, path) in &paths {
         loader.map_pin_path(name, path);
     }
-    let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+    let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(pins, error))?;
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),
@@ -181,7 +182,7 @@ fn raise_memory_limit() {
     }
 }
 
-fn load_error(error: EbpfError) -> BpfError {
+fn load_error(pins: &Pins, error: EbpfError) -> BpfError {
     match error {
         EbpfError::MapError(MapError::CreateError { name, io_error }) => {
             if io_error.raw_os_error() == Some(libc::EPERM) {
@@ -193,6 +194,10 @@ fn load_error(error: EbpfError) -> BpfError {
             }
             BpfError::Map { map: name, reason: io_error.to_string(), kernel: kernel_release() }
         }
+        EbpfError::MapError(MapError::PinError {
+            name: Some(name),
+            error: PinError::SyscallError(error),
+        }) => BpfError::Pin { call: "pin the map", path: pins.map(&name), source: error.io_error },
         other => BpfError::Object(chain(&other)),
     }
 }
@@ -231,5 +236,42 @@ fn rejection(program: &str, error: ProgramError) -> BpfError {
         reason: reason.map_or("it gives no reason", |line| line.trim()).to_owned(),
         source,
         kernel: kernel_release(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use aya_obj::VerifierLog;
+
+    use super::*;
+
+    #[test]
+    fn an_error_tells_a_missing_capability_from_a_missing_feature() {
+        let pins = Pins::at(Path::new("/bpffs"));
+        let os = io::Error::from_raw_os_error;
+        let map = |errno| {
+            let name = "FLOWS4".to_owned();
+            let error = MapError::CreateError { name, io_error: os(errno) };
+            load_error(&pins, error.into())
+        };
+        let program = |errno, log: &str| {
+            let verifier_log = VerifierLog::new(log.to_owned());
+            rejection("tc_ingress", ProgramError::LoadError { io_error: os(errno), verifier_log })
+        };
+        let log = "0: R1=ctx()\nunknown func bpf_new#999\nprocessed 7 insns (limit 1000000)\n";
+        for (error, expected) in [
+            (map(libc::EPERM), vec!["BPF_MAP_CREATE", "map FLOWS4", "CAP_BPF", "CAP_NET_ADMIN"]),
+            (map(libc::ENOMEM), vec!["map FLOWS4", "--max-flows", "6.1"]),
+            (program(libc::EPERM, ""), vec!["BPF_PROG_LOAD", "tc_ingress", "CAP_PERFMON"]),
+            (program(libc::EINVAL, log), vec!["tc_ingress", ": unknown func bpf_new#999", "6.1"]),
+            (program(libc::EACCES, ""), vec!["tc_ingress", "it gives no reason", "debug"]),
+        ] {
+            let text = error.to_string();
+            for part in expected {
+                assert!(text.contains(part), "{part:?} is not in {text:?}");
+            }
+        }
     }
 }

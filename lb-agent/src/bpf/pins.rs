@@ -12,16 +12,28 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::error::BpfError;
 
-/// The pin directory of one BPF file system.
+/// The pins of one version on one BPF file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
     root: PathBuf,
+    version: PathBuf,
 }
 
 impl Pins {
-    /// The pins under a mount point; nothing is looked at.
+    /// This version's pins under a mount point; nothing is looked at.
     pub fn at(bpffs: &Path) -> Self {
-        Self { root: bpffs.join("lb") }
+        let root = bpffs.join("lb");
+        let version = root.join(format!("v{}", abi::VERSION));
+        Self { root, version }
+    }
+
+    /// The pins of every version that are there.
+    pub fn of_all_versions(bpffs: &Path) -> Result<Vec<Self>, BpfError> {
+        let Self { root, .. } = Self::at(bpffs);
+        let names = names(&root).map_err(BpfError::pin("list", &root))?;
+        let pins =
+            names.into_iter().map(|name| Self { version: root.join(name), root: root.clone() });
+        Ok(pins.collect())
     }
 
     /// The pins under a mount point that is made usable: a BPF file system is mounted if none is,
@@ -46,14 +58,14 @@ impl Pins {
         &self.root
     }
 
-    /// The directory of this version.
-    pub fn version(&self) -> PathBuf {
-        self.root.join(format!("v{}", abi::VERSION))
+    /// The version's directory.
+    pub fn version(&self) -> &Path {
+        &self.version
     }
 
     /// The directory of maps.
     pub fn maps(&self) -> PathBuf {
-        self.version().join("maps")
+        self.version.join("maps")
     }
 
     /// The pin of a map.
@@ -63,7 +75,7 @@ impl Pins {
 
     /// The directory of links.
     pub fn links(&self) -> PathBuf {
-        self.version().join("links")
+        self.version.join("links")
     }
 
     /// The pin of a link.
@@ -75,17 +87,6 @@ impl Pins {
     pub fn link_names(&self) -> Result<Vec<String>, BpfError> {
         let links = self.links();
         names(&links).map_err(BpfError::pin("list", &links))
-    }
-
-    /// Directories of versions that aren't this one.
-    pub fn other_versions(&self) -> Result<Vec<PathBuf>, BpfError> {
-        let this = self.version();
-        let names = names(&self.root).map_err(BpfError::pin("list", &self.root))?;
-        Ok(names
-            .into_iter()
-            .map(|name| self.root.join(name))
-            .filter(|path| *path != this)
-            .collect())
     }
 }
 

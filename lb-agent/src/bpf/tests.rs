@@ -211,6 +211,41 @@ fn a_device_that_is_no_longer_wanted_is_detached_from_by_the_next_run_too() {
     });
 }
 
+/// Runs `tc`; its output.
+fn tc(arguments: &str) -> String {
+    let output = std::process::Command::new("tc").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "tc {arguments}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn filters_of_older_kernels_never_stack_and_a_qdisc_with_others_filters_stays() {
+    alone(|place| {
+        let devices = make_devices();
+        let pins = Pins::at(place.bpffs());
+        for _ in 0..2 {
+            let mut kernel = Kernel::open(&place.setup()).unwrap();
+            for device in devices.values() {
+                filters::attach(&pins, &mut kernel.programs, device).unwrap();
+            }
+        }
+        for (device, ingress) in [("lbt0", "tc_ingress"), ("lbt2", "tc_ingress_l3")] {
+            let filters = tc(&format!("filter show dev {device} ingress"));
+            assert_eq!(filters.matches(" direct-action ").count(), 1, "{filters}");
+            assert!(filters.contains(&format!("{ingress} ")), "{filters}");
+            let filters = tc(&format!("filter show dev {device} egress"));
+            assert_eq!(filters.matches(" direct-action ").count(), 1, "{filters}");
+        }
+        let theirs = pins.link(&format!("filter_egress_{}", if_nametoindex("lbt2").unwrap()));
+        tc(&format!("filter add dev lbt2 egress prio 9 bpf da pinned {}", theirs.display()));
+        // Two devices with two filters each, and the qdisc of one.
+        assert_eq!(cleanup::cleanup(place.bpffs()).unwrap().attachments, 5);
+        assert!(!tc("qdisc show dev lbt0").contains("clsact"));
+        let filters = tc("filter show dev lbt2 egress");
+        assert!(filters.contains("pref 9 ") && !filters.contains("pref 1 "), "{filters}");
+    });
+}
+
 #[test]
 fn the_xdp_mode_can_change_between_runs() {
     alone(|place| {
@@ -372,7 +407,7 @@ fn the_command_line_reads_what_the_maps_hold() {
         assert_eq!((row.state.as_str(), row.translated_source), ("established", None));
         assert_eq!(reader.drops().unwrap(), []);
 
-        let tables = kernel.flows().unwrap();
+        let tables = FlowTables::open(&pins).unwrap();
         let pass = tables.expire().unwrap();
         assert_eq!((pass.v4.entries, pass.v4.removed, pass.v4.capacity), (2, 0, 512));
         for (key, flow) in [(key, flow), (translated.inverse(), reply)] {
