@@ -49,13 +49,6 @@ pub struct DeviceStatus {
     pub xdp: XdpAttachment,
 }
 
-impl DeviceStatus {
-    /// Whether XDP may send frames through it: its driver takes them once it has a program.
-    pub fn sends_from_xdp(&self) -> bool {
-        self.xdp == XdpAttachment::Native
-    }
-}
-
 /// The attachments to devices.
 #[derive(Debug)]
 pub struct Devices {

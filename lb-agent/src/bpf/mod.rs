@@ -8,7 +8,7 @@
 //! kernel.attach_sockets()?;                     // cgroup hooks; an earlier run's are replaced in one step
 //! kernel.sync_devices(&facts.devices)?;         // tc and XDP; again whenever the devices change
 //! kernel.attached()                             // index → DeviceStatus { tc, xdp, … }
-//! kernel.expire_flows()?                        // every 20 s or so; works on a thread of its own
+//! kernel.flows()?                               // FlowTables: keep them, call expire() every 20 s or so
 //! kernel.counters()?                            // impl KernelCounters, for metrics
 //! ```
 //!
@@ -36,7 +36,6 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::thread::JoinHandle;
 
 use lb_common::abi;
 
@@ -45,7 +44,7 @@ use crate::run::datapath::Setup;
 use counters::DropCounters;
 use devices::{DeviceStatus, Devices};
 pub use error::BpfError;
-use expiry::{FlowTables, Pass};
+use expiry::FlowTables;
 use maps::PinnedMaps;
 use object::Programs;
 use pins::Pins;
@@ -58,7 +57,6 @@ pub struct Kernel {
     programs: Programs,
     cgroup: PathBuf,
     devices: Devices,
-    expiry: Option<JoinHandle<Result<Pass, BpfError>>>,
 }
 
 impl Kernel {
@@ -81,7 +79,7 @@ impl Kernel {
         };
         let programs = object::load(&pins, &config, &setup.capacities)?;
         let devices = Devices::new(pins.clone(), setup.xdp);
-        Ok(Self { pins, programs, cgroup: setup.cgroup_root.clone(), devices, expiry: None })
+        Ok(Self { pins, programs, cgroup: setup.cgroup_root.clone(), devices })
     }
 
     /// The maps of the Service tables, to be written.
@@ -89,15 +87,9 @@ impl Kernel {
         PinnedMaps::open(&self.pins, Access::ReadWrite)
     }
 
-    /// Removes flows that have ended, on another thread: a full table takes a second, and changes of
-    /// endpoints mustn't wait for it. Returns what the pass before found, or its error.
-    pub fn expire_flows(&mut self) -> Result<Option<Pass>, BpfError> {
-        if self.expiry.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return Ok(None);
-        }
-        let flows = FlowTables::open(&self.pins)?;
-        let before = self.expiry.replace(std::thread::spawn(move || flows.expire()));
-        before.map(|thread| thread.join().unwrap_or_else(|_| Ok(Pass::default()))).transpose()
+    /// The flow tables, for their expiry.
+    pub fn flows(&self) -> Result<FlowTables, BpfError> {
+        FlowTables::open(&self.pins)
     }
 
     /// The counters of the programs.
