@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     match dispatch(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lb-agent: {error:#}");
+            eprintln!("lb-agent: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
@@ -61,6 +61,19 @@ fn dispatch(args: Args) -> anyhow::Result<()> {
             print(&String::from_utf8_lossy(&script))
         }
     }
+}
+
+/// The error and its causes. Most of ours name their cause with the remedy after it: those that have
+/// been said are not said again.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text.extend([separator, &cause]);
+        }
+    }
+    text
 }
 
 /// Opens the kernel's side for the loop.
