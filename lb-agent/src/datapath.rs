@@ -2,21 +2,16 @@
 //! here is the order of the two. Maps are filled before anything is attached, so that the first
 //! packet finds everything.
 
-use std::time::{Duration, Instant};
-
 use crate::bpf::devices::XdpAttachment;
-use crate::bpf::expiry::FlowTables;
+use crate::bpf::expiry::{Expired, FlowTables};
 use crate::bpf::maps::PinnedMaps;
 use crate::bpf::{BpfError, Kernel};
 use crate::node::facts::NodeFacts;
 use crate::plan::desired::{Delta, Desired};
-use crate::run::datapath::{ApplyReport, Datapath, Unfit};
+use crate::run::datapath::{ApplyReport, Datapath, FlowExpiry, Unfit};
 use crate::serve::metrics::MapFill;
 use crate::tables::Tables;
 use crate::tables::store::{StoreError, Table};
-
-/// Between two looks through the flow tables for flows that ended.
-const EXPIRY: Duration = Duration::from_secs(20);
 
 /// What made the datapath unusable; the loop starts over.
 #[derive(Debug, thiserror::Error)]
@@ -33,19 +28,15 @@ pub enum DatapathError {
 #[derive(Debug)]
 pub struct NodeDatapath {
     kernel: Kernel,
-    flows: FlowTables,
     /// `None` until the lists are complete: nothing is written before.
     tables: Option<Tables<PinnedMaps>>,
     facts: NodeFacts,
-    expired: Instant,
 }
 
 impl NodeDatapath {
     /// Takes over an opened kernel side; writes and attaches nothing yet.
-    pub fn new(kernel: Kernel) -> Result<Self, BpfError> {
-        let flows = kernel.flows()?;
-        let (facts, expired) = (NodeFacts::default(), Instant::now());
-        Ok(Self { kernel, flows, tables: None, facts, expired })
+    pub fn new(kernel: Kernel) -> Self {
+        Self { kernel, tables: None, facts: NodeFacts::default() }
     }
 
     fn write_node(&mut self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
@@ -110,10 +101,6 @@ impl Datapath for NodeDatapath {
         if let Some(tables) = &mut self.tables {
             tables.maintain()?;
         }
-        if self.expired.elapsed() >= EXPIRY {
-            self.expired = Instant::now();
-            self.flows.expire()?;
-        }
         Ok(self.report())
     }
 
@@ -125,6 +112,20 @@ impl Datapath for NodeDatapath {
             capacity: capacity.into(),
         })
         .collect()
+    }
+}
+
+impl FlowExpiry for FlowTables {
+    type Error = BpfError;
+
+    fn expire(&mut self) -> Result<Vec<MapFill>, BpfError> {
+        let pass = FlowTables::expire(self)?;
+        let fill = |(map, table): (&'static str, Expired)| MapFill {
+            map,
+            used: table.entries.saturating_sub(table.removed),
+            capacity: table.capacity,
+        };
+        Ok([("flows4", pass.v4), ("flows6", pass.v6)].map(fill).into())
     }
 }
 

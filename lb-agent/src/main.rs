@@ -7,13 +7,13 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 use lb_agent::args::{Args, Command, PinArgs};
+use lb_agent::bpf::Kernel;
 use lb_agent::bpf::cleanup::cleanup;
+use lb_agent::bpf::expiry::FlowTables;
 use lb_agent::bpf::read::Reader;
-use lb_agent::bpf::{BpfError, Kernel};
 use lb_agent::config::Config;
 use lb_agent::datapath::NodeDatapath;
-use lb_agent::run::datapath::Setup;
-use lb_agent::serve::collect::KernelCounters;
+use lb_agent::run::datapath::{Opened, Setup};
 use lb_agent::{inspect, logging, run};
 
 fn main() -> ExitCode {
@@ -76,15 +76,11 @@ fn one_line(error: &anyhow::Error) -> String {
     text
 }
 
-/// Opens the kernel's side for the loop.
-fn open(setup: &Setup) -> anyhow::Result<(NodeDatapath, Arc<dyn KernelCounters>)> {
-    let opened = || -> Result<_, BpfError> {
-        let kernel = Kernel::open(setup)?;
-        let counters = kernel.counters()?;
-        Ok((NodeDatapath::new(kernel)?, Arc::new(counters)))
-    };
-    let (datapath, counters) = opened()?;
-    Ok((datapath, counters))
+/// Opens the kernel's side.
+fn open(setup: &Setup) -> anyhow::Result<Opened<NodeDatapath, FlowTables>> {
+    let kernel = Kernel::open(setup)?;
+    let (flows, counters) = (kernel.flows()?, Arc::new(kernel.counters()?));
+    Ok(Opened { datapath: NodeDatapath::new(kernel), flows, counters })
 }
 
 /// Prints to standard output. A reader that had enough (`| head`) is no error.

@@ -6,6 +6,7 @@
 pub mod control;
 pub mod datapath;
 pub mod events;
+pub mod expiry;
 pub mod pace;
 pub mod reports;
 pub mod source;
@@ -26,12 +27,12 @@ use crate::config::Config;
 use crate::node::classify::Selection;
 use crate::node::observe::Observer;
 use crate::node::{cgroup, namespace, ports};
-use crate::serve::collect::{Drops, KernelCounters, Watches};
+use crate::serve::collect::{Drops, Watches};
 use crate::serve::health::Health;
 use crate::serve::metrics::Metrics;
 use crate::serve::{health_router, metrics_router, serve};
 use control::{Control, Inputs};
-use datapath::{Datapath, Setup};
+use datapath::{Datapath, FlowExpiry, Opened, Setup};
 use reports::Reports;
 use source::Server;
 
@@ -42,9 +43,9 @@ const NOTICES: usize = 64;
 
 /// Runs the agent until SIGTERM or SIGINT. `open` opens the kernel's side, once everything else
 /// that can fail at the start has not.
-pub fn run<D: Datapath>(
+pub fn run<D: Datapath, F: FlowExpiry>(
     config: Config,
-    open: impl FnOnce(&Setup) -> anyhow::Result<(D, Arc<dyn KernelCounters>)>,
+    open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F>>,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -58,22 +59,23 @@ pub fn run<D: Datapath>(
     result
 }
 
-async fn work<D: Datapath>(
+async fn work<D: Datapath, F: FlowExpiry>(
     config: Config,
-    open: impl FnOnce(&Setup) -> anyhow::Result<(D, Arc<dyn KernelCounters>)>,
+    open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F>>,
 ) -> anyhow::Result<()> {
     let stop = Stop::new().context("handle SIGTERM and SIGINT")?;
     let setup = setup(&config)?;
     let following = source::follow(&config.source, &config.node_name).await?;
     let (observer, observed) = Observer::start().await?;
     tokio::spawn(observer.run());
-    let (datapath, counters) = open(&setup)?;
+    let Opened { datapath, flows, counters } = open(&setup)?;
 
     let mut collectors: Vec<Box<dyn Collector>> = vec![Box::new(Drops(counters))];
     if let Some(server) = &following.server {
         collectors.push(Box::new(Watches(server.watches.clone())));
     }
     let metrics = Metrics::new(collectors);
+    tokio::spawn(expiry::expire(flows, metrics.clone()));
     let health = Arc::new(Health::new(following.server.is_some()));
     if let Some(address) = config.healthz {
         let router = health_router(health.clone(), metrics.clone());

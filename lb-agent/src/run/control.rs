@@ -21,8 +21,12 @@ use crate::plan::Planner;
 use crate::plan::desired::{Delta, Desired};
 use crate::serve::metrics::Objects;
 
-/// Between two calls of [`Datapath::maintain`], and the age of the gauges at most.
+/// Between two calls of [`Datapath::maintain`] while nothing changes, and the age of the gauges at
+/// most.
 const MAINTENANCE: Duration = Duration::from_secs(1);
+/// Between two calls while something always changes. Maintenance waits for grace periods in the
+/// kernel, and changes would have to wait with it.
+const MAINTENANCE_WHEN_BUSY: Duration = Duration::from_secs(30);
 /// After the first failed write; doubles up to [`LONGEST_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -51,6 +55,8 @@ pub struct Control<D> {
     facts: Option<NodeFacts>,
     written: Written,
     pace: Pace,
+    last_write: Instant,
+    last_maintenance: Instant,
     pending: Pending,
     /// The gauges of objects and maps are older than the state.
     gauges_are_old: bool,
@@ -114,6 +120,8 @@ impl<D: Datapath> Control<D> {
             facts: None,
             written: Written::Nothing { backoff: FIRST_BACKOFF },
             pace: Pace::default(),
+            last_write: Instant::now(),
+            last_maintenance: Instant::now(),
             pending: Pending::default(),
             gauges_are_old: false,
         }
@@ -237,6 +245,7 @@ impl<D: Datapath> Control<D> {
     ) {
         let now = Instant::now();
         self.pace.wrote(now, now - started);
+        self.last_write = now;
         self.reports.up_to_date();
         let report = match wrote {
             Wrote::Nothing => return,
@@ -267,9 +276,13 @@ impl<D: Datapath> Control<D> {
         if matches!(self.written, Written::Nothing { .. }) {
             return;
         }
-        match self.datapath.maintain() {
-            Ok(report) => self.reports.unfit(&report.unfit),
-            Err(error) => self.failed(&error),
+        let is_busy = !self.pending.changes.is_empty() || self.last_write.elapsed() < MAINTENANCE;
+        if !is_busy || self.last_maintenance.elapsed() >= MAINTENANCE_WHEN_BUSY {
+            self.last_maintenance = Instant::now();
+            match self.datapath.maintain() {
+                Ok(report) => self.reports.unfit(&report.unfit),
+                Err(error) => self.failed(&error),
+            }
         }
         if std::mem::take(&mut self.gauges_are_old) {
             let slices = self.planner.snapshot().slices.len();

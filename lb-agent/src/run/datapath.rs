@@ -3,6 +3,7 @@
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -10,6 +11,7 @@ use crate::args::XdpMode;
 use crate::config::Capacities;
 use crate::node::facts::NodeFacts;
 use crate::plan::desired::{Delta, Desired, ServicePortKey};
+use crate::serve::collect::KernelCounters;
 use crate::serve::metrics::MapFill;
 
 /// What the kernel's side is told once, when it is opened.
@@ -51,12 +53,33 @@ pub trait Datapath {
     /// Makes one change to what the maps hold.
     fn apply(&mut self, delta: &Delta) -> Result<ApplyReport, Self::Error>;
 
-    /// Work that may wait: reuse of freed regions, expiry, another try for what did not fit. Called
-    /// about once a second while nothing else is to be done.
+    /// Work that may wait, and that others may have to wait for: reuse of freed regions, another
+    /// try for what did not fit. Called about once a second while nothing changes, and now and then
+    /// when something always does.
     fn maintain(&mut self) -> Result<ApplyReport, Self::Error>;
 
     /// How full the maps are.
     fn fill(&self) -> Vec<MapFill>;
+}
+
+/// The flow tables' side: looking through a million flows takes longer than a changed endpoint may
+/// wait, so it happens on a thread of its own.
+pub trait FlowExpiry: Send + 'static {
+    /// What goes wrong as a whole; the next try may succeed.
+    type Error: std::error::Error + Send + 'static;
+
+    /// Removes flows that have ended; tells how full the tables are after that.
+    fn expire(&mut self) -> Result<Vec<MapFill>, Self::Error>;
+}
+
+/// The kernel's side, opened.
+pub struct Opened<D, F> {
+    /// For the loop.
+    pub datapath: D,
+    /// For a thread of its own.
+    pub flows: F,
+    /// For the metrics.
+    pub counters: Arc<dyn KernelCounters>,
 }
 
 /// What came of a call.

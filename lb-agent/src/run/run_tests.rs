@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::datapath::{ApplyReport, Datapath, Setup};
+use super::datapath::{ApplyReport, Datapath, FlowExpiry, Opened, Setup};
 use super::run;
 use crate::args::{Args, Command};
 use crate::config::Config;
@@ -53,6 +53,14 @@ impl Datapath for Memory {
 
     fn fill(&self) -> Vec<MapFill> {
         vec![MapFill { map: "frontends", used: self.frontends() as u64, capacity: 100 }]
+    }
+}
+
+impl FlowExpiry for Memory {
+    type Error = std::convert::Infallible;
+
+    fn expire(&mut self) -> Result<Vec<MapFill>, Self::Error> {
+        Ok(vec![MapFill { map: "flows4", used: 7, capacity: 100 }])
     }
 }
 
@@ -126,6 +134,7 @@ fn look_around(manifests: &std::path::Path, memory: &Memory) {
     let line = "lb_agent_map_entries{map=\"frontends\"} 2";
     let metrics = until("gauges", || get(10_249, "/metrics").filter(|text| text.contains(line)));
     assert!(metrics.contains("lb_agent_drops_total{reason=\"no_endpoint\"} 3"), "{metrics}");
+    assert!(metrics.contains("lb_agent_map_entries{map=\"flows4\"} 7"), "{metrics}");
     assert!(metrics.contains("lb_agent_objects{kind=\"services\"} 2"), "{metrics}");
 }
 
@@ -149,7 +158,11 @@ fn sigterm_ends_the_agent_with_success_and_leaves_the_datapath_as_it_is() {
             });
             let result = run(config(&directory.path().display().to_string()), |setup| {
                 *seen.lock().unwrap() = Some(setup.clone());
-                Ok((memory.clone(), Arc::new(memory.clone())))
+                Ok(Opened {
+                    datapath: memory.clone(),
+                    flows: memory.clone(),
+                    counters: Arc::new(memory.clone()),
+                })
             });
             looker.join().unwrap().unwrap();
             result

@@ -1,0 +1,46 @@
+//! When to look through the flow tables for flows that ended.
+
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tracing::{debug, info, warn};
+
+use super::datapath::FlowExpiry;
+use crate::serve::metrics::Metrics;
+
+/// Short against the shortest timeout of a flow, a minute.
+const EXPIRY: Duration = Duration::from_secs(20);
+
+/// Removes flows that have ended, every now and then, until the runtime ends.
+pub async fn expire<F: FlowExpiry>(mut flows: F, metrics: Metrics) {
+    let mut interval = tokio::time::interval(EXPIRY);
+    let mut has_failed = false;
+    loop {
+        interval.tick().await;
+        let pass = spawn_blocking(move || {
+            let result = flows.expire();
+            (flows, result)
+        });
+        let result;
+        (flows, result) = match pass.await {
+            Ok(pass) => pass,
+            Err(error) => {
+                tracing::error!(%error, "ended flows aren't removed any more; this is a bug");
+                return;
+            }
+        };
+        match result {
+            Ok(fill) => {
+                if std::mem::take(&mut has_failed) {
+                    info!("ended flows are removed again");
+                }
+                metrics.set_fill(&fill);
+            }
+            Err(error) if has_failed => debug!(%error, "ended flows still can't be removed"),
+            Err(error) => {
+                has_failed = true;
+                warn!(%error, "ended flows can't be removed; trying again every {EXPIRY:?}");
+            }
+        }
+    }
+}
