@@ -5,8 +5,6 @@
 //! answers). They are judged, and removed, together.
 
 use std::io;
-use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use lb_common::abi::{Flow, FlowFlags, FlowKey, map};
 use lb_common::env::TICK_NANOSECONDS;
@@ -73,49 +71,25 @@ pub struct Pass {
     pub v6: Expired,
 }
 
-/// Both flow tables, and the thread that goes through them: a full table takes a second, and changes
-/// of endpoints mustn't wait for it.
+/// Both flow tables.
 #[derive(Debug)]
 pub struct FlowTables {
-    tables: Arc<Tables>,
-    thread: Option<JoinHandle<Result<Pass, BpfError>>>,
+    v4: Hash<FlowKey<V4>, Flow<V4>>,
+    v6: Hash<FlowKey<V6>, Flow<V6>>,
 }
 
 impl FlowTables {
     /// Opens the pins.
     pub fn open(pins: &Pins) -> Result<Self, BpfError> {
-        Ok(Self { tables: Arc::new(Tables::open(pins)?), thread: None })
-    }
-
-    /// Begins to remove what is dead now, and returns what the pass before found, or its error.
-    /// Does nothing while a pass isn't over.
-    pub fn expire(&mut self) -> Result<Option<Pass>, BpfError> {
-        if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return Ok(None);
-        }
-        let tables = self.tables.clone();
-        let before = self.thread.replace(std::thread::spawn(move || tables.expire(now())));
-        // A thread that panicked has found nothing.
-        before.and_then(|thread| thread.join().ok()).transpose()
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Tables {
-    v4: Hash<FlowKey<V4>, Flow<V4>>,
-    v6: Hash<FlowKey<V6>, Flow<V6>>,
-}
-
-impl Tables {
-    pub(super) fn open(pins: &Pins) -> Result<Self, BpfError> {
         Ok(Self {
             v4: Hash::open(pins, map::FLOWS4, Access::ReadWrite)?,
             v6: Hash::open(pins, map::FLOWS6, Access::ReadWrite)?,
         })
     }
 
-    /// Removes what is dead at a time, in ticks.
-    pub(super) fn expire(&self, now: u32) -> Result<Pass, BpfError> {
+    /// Removes what is dead now. A full table takes a second: `run` gives it a thread of its own.
+    pub fn expire(&self) -> Result<Pass, BpfError> {
+        let now = now();
         Ok(Pass { v4: expire(&self.v4, now)?, v6: expire(&self.v6, now)? })
     }
 }

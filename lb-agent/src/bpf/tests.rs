@@ -407,15 +407,15 @@ fn the_command_line_reads_what_the_maps_hold() {
         assert_eq!((row.state.as_str(), row.translated_source), ("established", None));
         assert_eq!(reader.drops().unwrap(), []);
 
-        let tables = expiry::Tables::open(&pins).unwrap();
-        let pass = tables.expire(expiry::now()).unwrap();
+        let tables = FlowTables::open(&pins).unwrap();
+        let pass = tables.expire().unwrap();
         assert_eq!((pass.v4.entries, pass.v4.removed, pass.v4.capacity), (2, 0, 512));
         for (key, flow) in [(key, flow), (translated.inverse(), reply)] {
             let flags = flow.flags | FlowFlags::FIN;
             let last_seen = flow.last_seen.wrapping_sub(121 * 60);
             flows.set(&key, &Flow { flags, last_seen, ..flow }).unwrap();
         }
-        assert_eq!(tables.expire(expiry::now()).unwrap().v4.removed, 2);
+        assert_eq!(tables.expire().unwrap().v4.removed, 2);
     });
 }
 
