@@ -37,7 +37,12 @@ pub fn find<T: Tables>(tables: &T, destination: &Destination, own: bool) -> Opti
         protocol: destination.protocol,
         pad: 0,
     };
-    if let Some(frontend) = tables.frontend(&key) {
+    // NodePorts are kept under the unspecified address, which is no Service's: a pod that connects to
+    // it means its own loopback.
+    let wildcard = destination.address.wildcard();
+    if destination.address != wildcard
+        && let Some(frontend) = tables.frontend(&key)
+    {
         return found(frontend);
     }
     let serves_node_ports = own
@@ -47,7 +52,7 @@ pub fn find<T: Tables>(tables: &T, destination: &Destination, own: bool) -> Opti
     if !serves_node_ports {
         return None;
     }
-    key.address = destination.address.wildcard();
+    key.address = wildcard;
     tables.frontend(&key).and_then(found)
 }
 
