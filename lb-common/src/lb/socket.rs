@@ -68,10 +68,9 @@ pub fn connect<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
             env.clear_connected();
             return SocketVerdict::Pass;
         }
-        Resolved::Verdict(verdict) => {
-            env.clear_connected();
-            return verdict;
-        }
+        // The call fails before the kernel touches the socket: a connected UDP socket keeps its
+        // peer (net/ipv4/af_inet.c, inet_dgram_connect), and so do we.
+        Resolved::Verdict(verdict) => return verdict,
         Resolved::Endpoints(slots) => slots,
     };
     let Some((index, backend)) = choose(env, slots) else {
