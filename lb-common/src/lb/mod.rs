@@ -123,7 +123,7 @@ fn forward<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict
         Route::TooBig { device, .. } if !packet.dont_fragment => device,
         Route::TooBig { mtu, .. } => {
             *answer = Answer::TooBig { mtu };
-            return Verdict::Answer;
+            return tell(env, packet, flow.service, DropReason::Answer);
         }
         Route::Elsewhere => return Verdict::Pass,
         // The far end moved onto this node, or the route is gone: not ours to deliver.
@@ -131,7 +131,7 @@ fn forward<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict
     };
     if packet.hop_limit <= 1 {
         *answer = Answer::TimeExceeded;
-        return Verdict::Answer;
+        return tell(env, packet, flow.service, DropReason::HopLimit);
     }
     if !rewrite::transport(env, packet, &flow.translated, rewrite::Hop::Decrement) {
         return drop_packet(env, flow.service, DropReason::Rewrite);
@@ -155,6 +155,18 @@ fn route<F: ReadHeader, E: Env<F>>(env: &mut E, packet: &Packet<F>, to: &FlowKey
         return env.route(&query);
     }
     answer
+}
+
+/// Answers, unless the packet is a later fragment: where the receiver of the answer looks for the
+/// ports of its socket, the quote would have payload (RFC 1122, 3.2.2).
+#[inline(always)]
+fn tell<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    packet: &Packet<F>,
+    service: ServiceIndex,
+    otherwise: DropReason,
+) -> Verdict {
+    if packet.has_transport { Verdict::Answer } else { drop_packet(env, service, otherwise) }
 }
 
 /// Counts the reason and drops.

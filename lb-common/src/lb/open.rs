@@ -51,7 +51,8 @@ pub fn new_flow<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Ve
         Allowed::Refuse => {
             env.count_drop(found.service, DropReason::NoEndpoints);
             work.answer = Answer::PortUnreachable;
-            Verdict::Answer
+            // Not for later fragments: see `tell`.
+            if work.packet.has_transport { Verdict::Answer } else { Verdict::Drop }
         }
         Allowed::Drop => drop_packet(env, found.service, DropReason::NoLocalEndpoint),
     }

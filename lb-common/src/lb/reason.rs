@@ -20,9 +20,9 @@ pub enum DropReason {
     Rewrite = 7,
     /// A table was inconsistent for a moment: a slot without backend.
     Inconsistent = 8,
-    /// An ICMP answer could not be built.
+    /// An ICMP answer could not be built, or was due to a fragment that mustn't get one.
     Answer = 9,
-    /// The hop limit of a packet that gets no answer (an ICMP error) ran out here.
+    /// The hop limit of a packet that gets no answer (an ICMP error, a later fragment) ran out here.
     HopLimit = 10,
 }
 
