@@ -2,6 +2,9 @@
 //!
 //! Everything else is generic over [`Family`]: one implementation, compiled twice.
 
+use core::fmt::Debug;
+use core::hash::Hash;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::abi::Address;
@@ -32,9 +35,9 @@ impl From<[u8; 16]> for Addr6 {
 }
 
 /// What differs between IPv4 and IPv6.
-pub trait Family: Copy + Eq + core::fmt::Debug + 'static {
+pub trait Family: Copy + Eq + Hash + Debug + 'static {
     /// An address; alignment 4, so that copies are word-wise.
-    type Addr: Pod + Eq + core::fmt::Debug + Default;
+    type Addr: Pod + Eq + Hash + Debug + Default;
     /// Value of the EtherType field, host byte order.
     const ETHERTYPE: u16;
     /// Length of the IP header without options or extension headers, bytes.
@@ -63,11 +66,11 @@ pub trait Family: Copy + Eq + core::fmt::Debug + 'static {
 }
 
 /// IPv4.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum V4 {}
 
 /// IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum V6 {}
 
 impl Family for V4 {

@@ -1,0 +1,340 @@
+//! The packet hooks of one node, over plain collections.
+
+use core::marker::PhantomData;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::vec::Vec;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::world::World;
+use crate::abi::{
+    Address, Backend, BackendIndex, Device, DeviceFlags, Flow, FlowKey, Frontend, FrontendKey,
+    ServiceIndex, ServiceRecord,
+};
+use crate::bytes::Be16;
+use crate::env::{
+    Balance, ChangeOf, ChecksumRule, Env, Frame, InsertError, Route, RouteQuery, Tables,
+};
+use crate::family::Family;
+use crate::lb::answer::{AnswerFormat, header_len};
+use crate::lb::{self, Answer, DropReason, Verdict};
+use crate::packet::{FragmentKey, Packet, Work};
+use crate::wire::checksum::{self, Sum};
+use crate::wire::ethernet;
+use crate::wire::icmp;
+use crate::wire::transport::Ports;
+
+/// What the hooks differ in.
+pub trait Hook {
+    /// As [`Frame::FIXED_HEADERS`].
+    const FIXED_HEADERS: bool;
+    /// As [`Env::FINAL`].
+    const FINAL: bool;
+    /// As [`Frame::IP_OFFSET`].
+    const IP_OFFSET: u32;
+}
+
+/// tc on an Ethernet device.
+pub enum Tc {}
+/// tc on a device whose frames begin with the IP header.
+pub enum TcL3 {}
+/// XDP.
+pub enum Xdp {}
+
+impl Hook for Tc {
+    const FIXED_HEADERS: bool = false;
+    const FINAL: bool = true;
+    const IP_OFFSET: u32 = ethernet::HEADER_LEN;
+}
+
+impl Hook for TcL3 {
+    const FIXED_HEADERS: bool = false;
+    const FINAL: bool = true;
+    const IP_OFFSET: u32 = 0;
+}
+
+impl Hook for Xdp {
+    const FIXED_HEADERS: bool = true;
+    const FINAL: bool = false;
+    const IP_OFFSET: u32 = ethernet::HEADER_LEN;
+}
+
+/// Where the routing table sends packets to one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// Through a device.
+    Device {
+        /// Interface index.
+        index: u32,
+        /// MTU of the path, bytes.
+        mtu: u32,
+        /// Whether the next hop's link address is known.
+        resolved: bool,
+    },
+    /// The address is the node's.
+    Stack,
+    /// The route forbids.
+    Forbidden,
+}
+
+/// One node and everything that its packet hooks remember.
+#[derive(Clone, Debug)]
+pub struct Node<F: Family> {
+    /// The Service tables.
+    pub world: World,
+    /// FLOWS4 or FLOWS6.
+    pub flows: HashMap<FlowKey<F>, Flow<F>>,
+    /// The flow table refuses new entries.
+    pub flows_full: bool,
+    /// FRAGMENTS4 or FRAGMENTS6.
+    pub fragments: HashMap<FragmentKey<F>, Ports>,
+    /// The routing table; addresses without an entry are unreachable.
+    pub routes: BTreeMap<Address, NextHop>,
+    /// Tuples that sockets of the node receive.
+    pub host_sockets: HashSet<FlowKey<F>>,
+    /// Ports, host byte order, on which a socket of the node receives from anybody.
+    pub bound_ports: BTreeSet<u16>,
+    /// First and last SNAT port, host byte order.
+    pub snat_ports: (u16, u16),
+    /// The device that packets come in through.
+    pub input: u32,
+    /// IP payload per segment when a frame holds merged segments; 0 for plain frames.
+    pub segment: u32,
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The verdict. An answer that could not be built is a drop.
+    pub verdict: Verdict,
+    /// The frame as it is now: rewritten, or the answer in its place.
+    pub bytes: Vec<u8>,
+    /// The device that it leaves through, when it is forwarded.
+    pub device: u32,
+}
+
+impl<F: AnswerFormat> Node<F> {
+    /// A node with these tables, an empty flow table and no routes.
+    pub fn new(world: World) -> Self {
+        Self {
+            world,
+            flows: HashMap::new(),
+            flows_full: false,
+            fragments: HashMap::new(),
+            routes: BTreeMap::new(),
+            host_sockets: HashSet::new(),
+            bound_ports: BTreeSet::new(),
+            snat_ports: (20_000, 29_999),
+            input: 2,
+            segment: 0,
+        }
+    }
+
+    /// A frame enters through [`Node::input`].
+    pub fn ingress<H: Hook>(&mut self, bytes: &[u8]) -> Outcome {
+        self.run::<H>(bytes, |view, work| lb::ingress(view, work))
+    }
+
+    /// A frame is about to leave through [`Node::input`].
+    pub fn egress<H: Hook>(&mut self, bytes: &[u8]) -> Outcome {
+        self.run::<H>(bytes, |view, work| lb::egress(view, work))
+    }
+
+    fn run<H: Hook>(
+        &mut self,
+        bytes: &[u8],
+        hook: impl Fn(&mut View<'_, F, H>, &mut Work<F>) -> Verdict,
+    ) -> Outcome {
+        let mut work = Work::zeroed();
+        let mut view = View { node: self, bytes: bytes.to_vec(), hook: PhantomData };
+        let mut verdict = hook(&mut view, &mut work);
+        // An answer is tc's to send; XDP passes the frame on as it is.
+        if verdict == Verdict::Answer && H::FINAL && !view.answer(work.answer) {
+            view.count_drop(ServiceIndex(0), DropReason::Answer);
+            verdict = Verdict::Drop;
+        }
+        let device = if verdict == Verdict::Forward { work.device } else { 0 };
+        Outcome { verdict, bytes: view.bytes, device }
+    }
+}
+
+/// A node with a frame in its hands.
+struct View<'a, F: Family, H> {
+    node: &'a mut Node<F>,
+    bytes: Vec<u8>,
+    hook: PhantomData<H>,
+}
+
+impl<F: AnswerFormat, H: Hook> View<'_, F, H> {
+    /// The frame becomes the answer to itself; `false` when it is too short.
+    fn answer(&mut self, answer: Answer) -> bool {
+        let l3 = H::IP_OFFSET;
+        let read = self.load::<F::Quote>(l3).zip(self.load(l3 + F::SOURCE_OFFSET));
+        let Some(((quote, source), destination)) = read.zip(self.load(l3 + F::DESTINATION_OFFSET))
+        else {
+            return false;
+        };
+        let (header, icmp_header) = F::headers(answer, destination, source, &quote);
+        let length = l3 + header_len::<F>() + size_of::<F::Quote>() as u32;
+        self.bytes.resize(length as usize, 0);
+        if let Some(link) = self.bytes.get_mut(..l3 as usize).filter(|link| !link.is_empty()) {
+            link.get_mut(..12).into_iter().for_each(|addresses| addresses.rotate_left(6));
+        }
+        self.store(l3, &header, Balance::Balanced)
+            && self.store(l3 + F::HEADER_LEN, &icmp_header, Balance::Balanced)
+            && self.store(l3 + F::HEADER_LEN + icmp::HEADER_LEN, &quote, Balance::Balanced)
+    }
+}
+
+impl<F: Family, H> Tables for View<'_, F, H> {
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.node.world.frontend(key)
+    }
+    fn record(&self, service: ServiceIndex) -> Option<&ServiceRecord> {
+        self.node.world.record(service)
+    }
+    fn slot(&self, index: u32) -> Option<BackendIndex> {
+        self.node.world.slot(index)
+    }
+    fn backend(&self, index: BackendIndex) -> Option<&Backend> {
+        self.node.world.backend(index)
+    }
+    fn node_address(&self, address: &Address) -> Option<u32> {
+        self.node.world.node_address(address)
+    }
+    fn random(&self) -> u32 {
+        self.node.world.random()
+    }
+    fn now(&self) -> u32 {
+        self.node.world.now()
+    }
+    fn count_drop(&self, service: ServiceIndex, reason: DropReason) {
+        self.node.world.count_drop(service, reason);
+    }
+}
+
+impl<F: Family, H: Hook> Frame for View<'_, F, H> {
+    const FIXED_HEADERS: bool = H::FIXED_HEADERS;
+    const IP_OFFSET: u32 = H::IP_OFFSET;
+
+    fn load<T: Pod>(&self, offset: u32) -> Option<T> {
+        let start = offset as usize;
+        self.bytes.get(start..start + size_of::<T>()).map(bytemuck::pod_read_unaligned)
+    }
+
+    fn store<T: Pod>(&mut self, offset: u32, value: &T, _balance: Balance) -> bool {
+        let start = offset as usize;
+        match self.bytes.get_mut(start..start + size_of::<T>()) {
+            Some(room) => {
+                room.copy_from_slice(bytemuck::bytes_of(value));
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn change_header_checksum(&mut self, offset: u32, change: Sum) -> bool {
+        match self.load::<Be16>(offset) {
+            Some(field) => self.store(offset, &checksum::update(field, change), Balance::Balanced),
+            None => false,
+        }
+    }
+
+    fn change_transport_checksum(
+        &mut self,
+        offset: u32,
+        change: Sum,
+        _of: ChangeOf,
+        rule: ChecksumRule,
+    ) -> bool {
+        let Some(field) = self.load::<Be16>(offset) else {
+            return false;
+        };
+        let updated = match rule {
+            ChecksumRule::Plain => checksum::update(field, change),
+            ChecksumRule::Udp => checksum::update_udp(field, change),
+        };
+        self.store(offset, &updated, Balance::Balanced)
+    }
+}
+
+impl<F: Family, H: Hook> View<'_, F, H> {
+    /// As `bpf_fib_lookup` answers: about the length first, about the device after it.
+    fn looked_up(&self, query: &RouteQuery<F>, index: u32, mtu: u32, resolved: bool) -> Route {
+        if query.length > mtu {
+            return Route::TooBig { device: 0, mtu };
+        }
+        let frame = self.bytes.len() as u32 - H::IP_OFFSET;
+        if H::FINAL {
+            // Without a length, the helper of tc compares the frame itself.
+            if query.length == 0 && self.node.segment == 0 && frame > mtu {
+                return Route::TooBig { device: index, mtu };
+            }
+            return Route::Via { device: index };
+        }
+        let prepared = index == self.node.input
+            || self.node.world.devices.get(&index).is_some_and(|d| d.flags & DeviceFlags::XDP != 0);
+        if resolved && prepared { Route::Via { device: index } } else { Route::Elsewhere }
+    }
+}
+
+impl<F: Family, H: Hook> Env<F> for View<'_, F, H> {
+    const FINAL: bool = H::FINAL;
+
+    fn flow(&mut self, key: &FlowKey<F>) -> Option<&mut Flow<F>> {
+        self.node.flows.get_mut(key)
+    }
+
+    fn insert_flow(&mut self, key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError> {
+        if self.node.flows.contains_key(key) {
+            return Err(InsertError::Exists);
+        }
+        if self.node.flows_full {
+            return Err(InsertError::Refused);
+        }
+        self.node.flows.insert(*key, *flow);
+        Ok(())
+    }
+
+    fn delete_flow(&mut self, key: &FlowKey<F>) {
+        self.node.flows.remove(key);
+    }
+
+    fn device(&self, index: u32) -> Option<&Device> {
+        self.node.world.devices.get(&index)
+    }
+
+    fn route(&mut self, query: &RouteQuery<F>) -> Route {
+        match self.node.routes.get(&F::widen(query.destination)) {
+            Some(NextHop::Device { index, mtu, resolved }) => {
+                self.looked_up(query, *index, *mtu, *resolved)
+            }
+            Some(NextHop::Stack) => Route::Stack,
+            Some(NextHop::Forbidden) | None => Route::None,
+        }
+    }
+
+    fn host_socket(&self, reply: &FlowKey<F>) -> bool {
+        self.node.host_sockets.contains(reply)
+            || self.node.bound_ports.contains(&reply.destination_port.get())
+    }
+
+    fn snat_ports(&self) -> (u16, u16) {
+        self.node.snat_ports
+    }
+
+    fn wire_length(&self, packet: &Packet<F>) -> u32 {
+        if self.node.segment == 0 {
+            return packet.length;
+        }
+        packet.transport_offset::<Self>() - H::IP_OFFSET + self.node.segment
+    }
+
+    fn fragment(&self, key: &FragmentKey<F>) -> Option<Ports> {
+        self.node.fragments.get(key).copied()
+    }
+
+    fn remember_fragment(&mut self, key: &FragmentKey<F>, ports: &Ports) {
+        self.node.fragments.insert(*key, *ports);
+    }
+}

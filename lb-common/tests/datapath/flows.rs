@@ -1,0 +1,228 @@
+//! What a flow remembers, when it forgets, and how it mends itself.
+
+use super::{ACK, FIN, OPENERS, RST, SYN, external, from_client, pod, source_of};
+use lb_common::abi::{Address, FlowFlags};
+use lb_common::env::RENEWAL_TICKS;
+use lb_common::family::{V4, V6};
+use lb_common::lb::Verdict;
+use lb_common::lb::answer::AnswerFormat;
+use lb_common::model::frame::{Segment, Transport};
+use lb_common::model::node::{Node, Tc};
+use lb_common::model::scene::{self, Role, port};
+
+/// Flags of both directions of the only flow: forward, reply.
+#[expect(clippy::unwrap_used, reason = "a test fails here")]
+fn flow_flags<F: AnswerFormat>(node: &Node<F>) -> (u32, u32) {
+    assert_eq!(node.flows.len(), 2);
+    let of = |reply| {
+        let mut entries = node.flows.values().map(|flow| flow.flags);
+        entries.find(|flags| flags & FlowFlags::REPLY == reply).unwrap()
+    };
+    (of(0), of(FlowFlags::REPLY))
+}
+
+/// The backend that a forwarded frame goes to.
+fn backend_of<F: AnswerFormat>(bytes: &[u8]) -> Address {
+    let at = 14 + F::DESTINATION_OFFSET as usize;
+    let address: F::Addr = bytemuck::pod_read_unaligned(&bytes[at..at + size_of::<F::Addr>()]);
+    F::widen(address)
+}
+
+#[test]
+fn a_lost_entry_of_either_direction_is_written_again_by_the_other() {
+    fn of<F: AnswerFormat>() {
+        for service in [port::LOCAL, port::REMOTE] {
+            for opener in OPENERS {
+                let mut node = scene::node::<F>();
+                let sent = from_client::<F>(external::<F>(service), opener);
+                let outcome = node.ingress::<Tc>(&sent.frame());
+                let whole = node.flows.clone();
+                let data = Segment {
+                    transport: match opener {
+                        Transport::Tcp(_) => Transport::Tcp(ACK),
+                        other => other,
+                    },
+                    ..sent.clone()
+                };
+                let reply = match outcome.verdict {
+                    Verdict::Forward => {
+                        let source = source_of::<F>(&outcome);
+                        data.between(source, pod::<F>(Role::RemotePod), 64).reply(ACK)
+                    }
+                    _ => data.between(sent.source, pod::<F>(Role::LocalPod), 64).reply(ACK),
+                };
+                // The reply entry is lost: the next packet of the client restores it.
+                node.flows.retain(|_, flow| flow.flags & FlowFlags::REPLY == 0);
+                node.world.now.set(node.world.now.get() + RENEWAL_TICKS);
+                assert_eq!(
+                    node.ingress::<Tc>(&data.frame()).bytes[14..],
+                    outcome_bytes(&mut node, &data)
+                );
+                assert_eq!(node.flows.len(), 2, "{opener:?}");
+                // The forward entry is lost: the next reply restores it.
+                node.flows.retain(|_, flow| flow.flags & FlowFlags::REPLY != 0);
+                node.world.now.set(node.world.now.get() + RENEWAL_TICKS);
+                match service {
+                    port::LOCAL => node.egress::<Tc>(&reply.frame()),
+                    _ => node.ingress::<Tc>(&reply.frame()),
+                };
+                assert_eq!(node.flows.len(), 2, "{opener:?}");
+                for (key, flow) in &whole {
+                    assert_eq!(node.flows[key].translated, flow.translated);
+                }
+            }
+        }
+    }
+    fn outcome_bytes<F: AnswerFormat>(node: &mut Node<F>, data: &Segment) -> Vec<u8> {
+        node.ingress::<Tc>(&data.frame()).bytes[14..].to_vec()
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_client_whose_forward_entry_was_lost_keeps_its_source_port_and_its_backend() {
+    fn of<F: AnswerFormat>() {
+        for opener in [Transport::Tcp(ACK), Transport::Udp] {
+            let mut node = scene::node::<F>();
+            let sent = from_client::<F>(external::<F>(port::SPREAD), opener);
+            let before = node.ingress::<Tc>(&sent.frame());
+            node.flows.retain(|_, flow| flow.flags & FlowFlags::REPLY != 0);
+            let after = node.ingress::<Tc>(&sent.frame());
+            assert_eq!(after, before);
+            assert_eq!(node.flows.len(), 2);
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn udp_goes_elsewhere_with_the_first_datagram_after_its_endpoint_left() {
+    fn of<F: AnswerFormat>() {
+        let mut node = scene::node::<F>();
+        let sent = from_client::<F>(external::<F>(port::SPREAD), Transport::Udp);
+        let before = backend_of::<F>(&node.ingress::<Tc>(&sent.frame()).bytes);
+        // The endpoint leaves: its element rises, and the Service's slots don't name it any more.
+        let gone = node.world.backends.iter().position(|b| {
+            b.address == before && b.service == scene::service::<F>(&node.world, port::SPREAD, 17)
+        });
+        let gone = gone.unwrap();
+        node.world.backends[gone].generation += 1;
+        let other = node.world.backends.iter().position(|b| {
+            b.address != before && b.service == scene::service::<F>(&node.world, port::SPREAD, 17)
+        });
+        let other = lb_common::abi::BackendIndex(other.unwrap() as u32);
+        for slot in node.world.slots.iter_mut().filter(|slot| slot.0 as usize == gone) {
+            *slot = other;
+        }
+        let after = node.ingress::<Tc>(&sent.frame());
+        assert_eq!(after.verdict, Verdict::Forward);
+        assert_ne!(backend_of::<F>(&after.bytes), before);
+        assert_eq!(node.flows.len(), 2, "the old pair of entries is gone");
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn tcp_is_never_cut_when_its_endpoint_left_but_a_new_connection_goes_elsewhere() {
+    fn of<F: AnswerFormat>() {
+        let mut node = scene::node::<F>();
+        let sent = from_client::<F>(external::<F>(port::LOCAL), Transport::Tcp(SYN));
+        node.ingress::<Tc>(&sent.frame());
+        node.world.leave(pod::<F>(Role::LocalPod));
+        for record in node.world.records.values_mut() {
+            record.cluster.len = 0;
+        }
+        let data = Segment { transport: Transport::Tcp(ACK), ..sent.clone() };
+        assert_eq!(node.ingress::<Tc>(&data.frame()).verdict, Verdict::Deliver);
+        assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Drop);
+        assert!(node.flows.is_empty());
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_port_that_is_used_again_after_fin_or_rst_opens_a_new_flow() {
+    fn of<F: AnswerFormat>() {
+        for last in [FIN | ACK, RST] {
+            let mut node = scene::node::<F>();
+            let sent = from_client::<F>(external::<F>(port::LOCAL), Transport::Tcp(SYN));
+            node.ingress::<Tc>(&sent.frame());
+            let other_backend = scene::at::<F>(Role::UnknownPod, port::BACKEND);
+            for backend in &mut node.world.backends {
+                backend.address = other_backend.ip().into();
+            }
+            // A retransmitted SYN stays with its flow.
+            let outcome = node.ingress::<Tc>(&sent.frame());
+            assert_eq!(backend_of::<F>(&outcome.bytes), scene::ip::<F>(Role::LocalPod).into());
+            let end = Segment { transport: Transport::Tcp(last), ..sent.clone() };
+            node.ingress::<Tc>(&end.frame());
+            let outcome = node.ingress::<Tc>(&sent.frame());
+            assert_eq!(backend_of::<F>(&outcome.bytes), scene::ip::<F>(Role::UnknownPod).into());
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn each_direction_remembers_its_own_fin_and_both_a_reset_and_an_answer() {
+    fn of<F: AnswerFormat>() {
+        let mut node = scene::node::<F>();
+        let sent = from_client::<F>(external::<F>(port::LOCAL), Transport::Tcp(SYN));
+        node.ingress::<Tc>(&sent.frame());
+        let local = FlowFlags::LOCAL;
+        assert_eq!(flow_flags(&node), (local, local | FlowFlags::REPLY));
+        let arrived = sent.between(sent.source, pod::<F>(Role::LocalPod), 64);
+        node.egress::<Tc>(&arrived.reply(SYN | ACK).frame());
+        let answered = local | FlowFlags::ANSWERED;
+        assert_eq!(flow_flags(&node), (answered, answered | FlowFlags::REPLY));
+        node.egress::<Tc>(&arrived.reply(FIN | ACK).frame());
+        let reply = answered | FlowFlags::REPLY | FlowFlags::FIN;
+        assert_eq!(flow_flags(&node), (answered, reply));
+        node.egress::<Tc>(&arrived.reply(RST).frame());
+        assert_eq!(flow_flags(&node), (answered | FlowFlags::RST, reply | FlowFlags::RST));
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn the_time_of_the_last_packet_is_renewed_in_both_entries_about_once_a_second() {
+    fn of<F: AnswerFormat>() {
+        let mut node = scene::node::<F>();
+        let sent = from_client::<F>(external::<F>(port::LOCAL), Transport::Udp);
+        // The clock wraps between the packets.
+        node.world.now.set(u32::MAX - 1);
+        node.ingress::<Tc>(&sent.frame());
+        node.world.now.set(RENEWAL_TICKS - 3);
+        node.ingress::<Tc>(&sent.frame());
+        assert!(node.flows.values().all(|flow| flow.last_seen == u32::MAX - 1));
+        node.world.now.set(RENEWAL_TICKS - 2);
+        node.ingress::<Tc>(&sent.frame());
+        assert!(node.flows.values().all(|flow| flow.last_seen == RENEWAL_TICKS - 2));
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_reply_still_finds_the_client_after_its_endpoint_left() {
+    fn of<F: AnswerFormat>() {
+        for opener in OPENERS {
+            let mut node = scene::node::<F>();
+            let sent = from_client::<F>(external::<F>(port::LOCAL), opener);
+            node.ingress::<Tc>(&sent.frame());
+            node.world.leave(pod::<F>(Role::LocalPod));
+            let reply = sent.between(sent.source, pod::<F>(Role::LocalPod), 64).reply(ACK);
+            let outcome = node.egress::<Tc>(&reply.frame());
+            let back = reply.between(sent.destination, sent.source, 64);
+            assert_eq!((outcome.verdict, outcome.bytes), (Verdict::Deliver, back.frame()));
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
