@@ -71,8 +71,6 @@ pub enum NextHop {
         /// Whether the next hop's link address is known.
         resolved: bool,
     },
-    /// The address is the node's.
-    Stack,
     /// The route forbids.
     Forbidden,
 }
@@ -88,7 +86,8 @@ pub struct Node<F: Family> {
     pub flows_full: bool,
     /// FRAGMENTS4 or FRAGMENTS6.
     pub fragments: HashMap<FragmentKey<F>, Ports>,
-    /// The routing table; addresses without an entry are unreachable.
+    /// The routing table; addresses without an entry are the stack's business, as `bpf_fib_lookup`
+    /// makes no difference between "no route" and "local".
     pub routes: BTreeMap<Address, NextHop>,
     /// Tuples that sockets of the node receive.
     pub host_sockets: HashSet<FlowKey<F>>,
@@ -309,8 +308,8 @@ impl<F: Family, H: Hook> Env<F> for View<'_, F, H> {
             Some(NextHop::Device { index, mtu, resolved }) => {
                 self.looked_up(query, *index, *mtu, *resolved)
             }
-            Some(NextHop::Stack) => Route::Stack,
-            Some(NextHop::Forbidden) | None => Route::None,
+            Some(NextHop::Forbidden) => Route::None,
+            None => Route::Stack,
         }
     }
 

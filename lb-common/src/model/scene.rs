@@ -47,7 +47,7 @@ pub enum Role {
     Site,
     /// A pod here of which the API doesn't say where it is.
     UnknownPod,
-    /// A pod to which there is no route.
+    /// A pod that the route table declares unreachable.
     LostPod,
 }
 
@@ -69,7 +69,7 @@ pub mod port {
     pub const LOCAL_TOO: u16 = 86;
     /// Three remote endpoints and a Maglev table.
     pub const SPREAD: u16 = 87;
-    /// An endpoint to which there is no route.
+    /// An endpoint to which a route forbids to send.
     pub const LOST: u16 = 88;
     /// A local endpoint of which the API doesn't say where it is.
     pub const UNKNOWN: u16 = 89;
@@ -88,11 +88,11 @@ pub mod port {
 /// Interface indices: the uplink, the overlay and a pod's device (which is not external).
 pub mod device {
     /// MTU 1500.
-    pub const UPLINK: u32 = 2;
+    pub const UPLINK: u32 = 102;
     /// MTU 1450.
-    pub const OVERLAY: u32 = 3;
+    pub const OVERLAY: u32 = 103;
     /// Not in DEVICES.
-    pub const POD: u32 = 4;
+    pub const POD: u32 = 104;
 }
 
 /// The address of `role` in family `F`.
@@ -176,7 +176,7 @@ pub fn node<F: AnswerFormat>() -> Node<F> {
         (Role::OverlayPod, hop(device::OVERLAY, 1450)),
         (Role::LocalPod, hop(device::POD, 1500)),
         (Role::UnknownPod, hop(device::POD, 1500)),
-        (Role::Node, NextHop::Stack),
+        (Role::LostPod, NextHop::Forbidden),
     ];
     node.routes = routes.into_iter().map(|(role, hop)| (ip::<F>(role).into(), hop)).collect();
     node

@@ -92,7 +92,7 @@ fn fragments_are_forwarded_behind_the_node_too() {
 }
 
 #[test]
-fn a_backend_without_route_or_source_address_is_a_drop_with_its_reason() {
+fn a_backend_with_a_forbidding_route_or_without_source_address_is_a_drop_with_its_reason() {
     fn of<F: AnswerFormat>() {
         let mut node = scene::node::<F>();
         let sent = from_client::<F>(external::<F>(port::LOST), Transport::Udp);
@@ -296,11 +296,13 @@ fn a_flow_table_that_refuses_is_a_drop_with_its_reason() {
 #[test]
 fn a_route_that_is_gone_drops_the_flows_packets_with_its_reason() {
     fn of<F: AnswerFormat>() {
-        for gone in [NextHop::Forbidden, NextHop::Stack] {
+        for gone in [Some(NextHop::Forbidden), None] {
             let mut node = scene::node::<F>();
             let sent = from_client::<F>(external::<F>(port::REMOTE), Transport::Udp);
             node.ingress::<Tc>(&sent.frame());
-            node.routes.insert(ip::<F>(Role::RemotePod).into(), gone);
+            let backend = ip::<F>(Role::RemotePod).into();
+            node.routes.remove(&backend);
+            node.routes.extend(gone.map(|hop| (backend, hop)));
             assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Drop);
             assert_eq!(drops(&node), [(DropReason::NoRoute, 1)]);
         }
