@@ -22,6 +22,7 @@ use crate::packet::{FragmentKey, Packet, Work};
 use crate::wire::checksum::{self, Sum};
 use crate::wire::ethernet;
 use crate::wire::icmp;
+use crate::wire::ip;
 use crate::wire::transport::Ports;
 
 /// What the hooks differ in.
@@ -326,7 +327,12 @@ impl<F: Family, H: Hook> Env<F> for View<'_, F, H> {
         if self.node.segment == 0 {
             return packet.length;
         }
-        packet.transport_offset::<Self>() - H::IP_OFFSET + self.node.segment
+        let l4 = packet.transport_offset::<Self>();
+        let transport = match packet.protocol() {
+            ip::TCP => self.load::<u8>(l4 + 12).map_or(20, |byte| u32::from(byte >> 4) * 4),
+            _ => 8,
+        };
+        l4 - H::IP_OFFSET + transport + self.node.segment
     }
 
     fn fragment(&self, key: &FragmentKey<F>) -> Option<Ports> {

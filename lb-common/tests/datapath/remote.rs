@@ -180,7 +180,7 @@ fn merged_segments_are_judged_by_the_length_of_one() {
         sent.payload = vec![7; 9000];
         node.segment = 1442 - F::HEADER_LEN;
         assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Forward);
-        node.segment += 1451;
+        node.segment += 1;
         assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Answer);
     }
     of::<V4>();
