@@ -46,6 +46,7 @@ use devices::{DeviceStatus, Devices};
 pub use error::BpfError;
 use expiry::FlowTables;
 use maps::PinnedMaps;
+pub use object::OBJECT;
 use object::Programs;
 use pins::Pins;
 pub use sys::Access;

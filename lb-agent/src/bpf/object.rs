@@ -19,7 +19,8 @@ use super::pins::Pins;
 use super::sys::{self, Access, MapInfo};
 use crate::config::Capacities;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
+/// The kernel object: every program and map, as the build script built it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
 /// Maps that outlive the agent. CONNECTED is one of them, so that sockets that were connected
 /// before a restart still show the address that they named; the others (WORK4, WORK6, constants)
