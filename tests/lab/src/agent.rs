@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use crate::Lab;
 use crate::peer::protocol::Page;
+use crate::topology::PodNetwork;
 
 /// Where the agent's health server listens, inside the node.
 pub const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
@@ -98,7 +99,12 @@ impl Agent {
             .open(&log)
             .with_context(|| format!("open {}", log.display()))?;
         let mut command = lab.daemon(node, &options.binary)?;
-        command.args(["run", "--hostname-override", node, "--devices", "eth0"]);
+        // Where packets from outside and from endpoints on other nodes come in.
+        let devices = match lab.topology().options.pod_network {
+            PodNetwork::Routed => "eth0",
+            PodNetwork::Vxlan => "eth0,vxlan0",
+        };
+        command.args(["run", "--hostname-override", node, "--devices", devices]);
         command.arg("--cgroup-root").arg(lab.cgroup(node)?);
         command.arg("--bpffs").arg(lab.bpffs(node));
         command.args(["--xdp", &options.xdp.to_string()]);

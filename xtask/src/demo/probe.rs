@@ -127,21 +127,30 @@ pub(super) fn peculiar(
     Ok(())
 }
 
-/// Every kind of socket must be refused at once.
+/// Who refuses, which decides what an application can learn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum RefusedBy {
+    /// The Service: every kind of socket is told.
+    Service,
+    /// A host without a server on the port: ICMP tells connected sockets only (udp(7)).
+    ClosedPort,
+}
+
+/// Sockets must be refused at once.
 pub(super) fn refused(
     stage: &Stage,
     board: &mut Board,
     from: &str,
-    to: Dual,
-    port: u16,
+    (to, port): (Dual, u16),
+    by: RefusedBy,
 ) -> Result<()> {
     for address in to.both() {
         let udp = Request::udp(address, port);
-        let kinds = [
-            ("TCP", Request::tcp(address, port)),
-            ("UDP, connected", udp.clone().connected()),
-            ("UDP, unconnected", udp),
-        ];
+        let mut kinds =
+            vec![("TCP", Request::tcp(address, port)), ("UDP, connected", udp.clone().connected())];
+        if by == RefusedBy::Service {
+            kinds.push(("UDP, unconnected", udp));
+        }
         for (kind, request) in kinds {
             let outcome = stage.lab().peer(from)?.ask(&request.patience(PATIENCE))?;
             let to = SocketAddr::new(address, port);

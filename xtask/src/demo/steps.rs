@@ -7,7 +7,7 @@ use lb_lab::{Dual, EXTERNAL_IP, LOAD_BALANCER, Request};
 
 use super::board::{Board, expect};
 use super::change::{Event, Load};
-use super::probe::{Probe, Seen, peculiar, refused};
+use super::probe::{Probe, RefusedBy, Seen, peculiar, refused};
 use super::stage::{POD_PORT, Stage};
 
 /// One step.
@@ -121,8 +121,8 @@ pub(super) const STEPS: &[Step] = &[
         why: "A Service without endpoints answers with \"connection refused\" rather than silence, \
               so that clients fail fast.",
         show: |stage, board| {
-            refused(stage, board, "pod-a3", NOENDPOINTS1, PORT)?;
-            refused(stage, board, "node-b", NOENDPOINTS1, PORT)
+            refused(stage, board, "pod-a3", (NOENDPOINTS1, PORT), RefusedBy::Service)?;
+            refused(stage, board, "node-b", (NOENDPOINTS1, PORT), RefusedBy::Service)
         },
     },
 ];
@@ -186,7 +186,7 @@ fn node_port_from_inside(stage: &Stage, board: &mut Board) -> Result<()> {
     let loopback =
         Probe { to: LOOPBACK, what: "nodeport1 on loopback", ..node_port(stage, "node-a")? };
     Probe { from: "node-a", ..loopback }.run(stage, board)?;
-    refused(stage, board, "pod-a3", LOOPBACK, NODE_PORT)
+    refused(stage, board, "pod-a3", (LOOPBACK, NODE_PORT), RefusedBy::ClosedPort)
 }
 
 fn service_addresses(stage: &Stage, board: &mut Board, from: &str) -> Result<()> {
