@@ -7,7 +7,7 @@ use crate::workspace;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// A test binary of libtest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,9 +104,9 @@ fn package_name(id: &str) -> &str {
 /// # Errors
 /// When the build fails; cargo's messages went to stderr.
 pub fn build() -> Result<Artifacts> {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = workspace::cargo();
     cargo.args(["build", "--workspace", "--exclude", "lb-ebpf", "--lib", "--bins", "--tests"]);
-    cargo.arg("--message-format=json-render-diagnostics").current_dir(workspace::root());
+    cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

@@ -4,11 +4,28 @@ use crate::ebpf;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The folder that holds the workspace's `Cargo.toml`.
 pub fn root() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest)
+}
+
+/// The cargo that runs us, as if it were called from a shell.
+///
+/// `cargo run` tells us of our own package in variables that some build scripts (ring's) watch: passed on,
+/// they would compile those crates again whenever a build by hand and one by us alternate.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(root());
+    command
 }
 
 /// Cargo's target directory of this workspace (`CARGO_TARGET_DIR` is honoured).

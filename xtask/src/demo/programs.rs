@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 
@@ -22,9 +22,7 @@ impl Programs {
     pub fn build(with_agent: bool) -> Result<Self> {
         let packages: &[&str] = if with_agent { &["lb-agent", "lb-lab"] } else { &["lb-lab"] };
         eprintln!("building {}", packages.join(" and "));
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-        let output = Command::new(cargo)
-            .current_dir(workspace::root())
+        let output = workspace::cargo()
             .args(["build", "--bins", "--message-format", "json-render-diagnostics"])
             .args(packages.iter().flat_map(|package| ["--package", package]))
             .stdin(Stdio::null())
