@@ -220,7 +220,7 @@ pub struct SizeArgs {
     #[arg(long, env = "LB_MAX_BACKENDS", value_name = "N", default_value_t = 262_144)]
     pub max_backends: u32,
     /// Places in endpoint lists and Maglev tables, all Services together
-    #[arg(long, env = "LB_MAX_SLOTS", value_name = "N", default_value_t = 4_194_304)]
+    #[arg(long, env = "LB_MAX_SLOTS", value_name = "N", default_value_t = 1_048_576)]
     pub max_slots: u32,
     /// Flows from outside that are translated at one time
     #[arg(long, env = "LB_MAX_FLOWS", value_name = "N", default_value_t = 524_288)]

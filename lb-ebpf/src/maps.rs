@@ -20,7 +20,7 @@ pub static SERVICES: Array<ServicePointer> = Array::with_max_entries(65_536, BPF
 #[map]
 pub static RECORDS: Array<ServiceRecord> = Array::with_max_entries(131_072, BPF_F_MMAPABLE);
 #[map]
-pub static SLOTS: Array<u32> = Array::with_max_entries(4_194_304, BPF_F_MMAPABLE);
+pub static SLOTS: Array<u32> = Array::with_max_entries(1_048_576, BPF_F_MMAPABLE);
 #[map]
 pub static BACKENDS: Array<Backend> = Array::with_max_entries(262_144, BPF_F_MMAPABLE);
 /// Read by the agent and by people alone.
