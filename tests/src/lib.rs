@@ -1,4 +1,7 @@
 //! Tests against the real kernel.
 
 pub mod cluster;
+pub mod packet;
+pub mod report;
+pub mod socket;
 pub mod vm;

@@ -1,0 +1,129 @@
+//! What we say ourselves, and what we drop with a reason.
+
+use super::Case;
+use super::bench::{Bench, TC_DROP, TC_REDIRECT, XDP_PASS};
+use super::forwarding::{ACK, OPENERS, SYN, external, pod, sent};
+use super::programs::Hook;
+use anyhow::{Result, ensure};
+use lb_common::lb::answer::AnswerFormat;
+use lb_common::model::frame::{Fragment, IcmpError, Problem, Segment, Transport, returned};
+use lb_common::model::scene::{Role, at, port};
+
+pub(super) fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
+    vec![
+        ("a Service without endpoints answers port unreachable for every protocol", refused),
+        ("policy Local without a local endpoint drops in silence", silence),
+        ("the last hop is answered with time exceeded in both directions", last_hop),
+        ("what is too long for the path is answered with its MTU", too_big),
+        ("merged segments are judged by the length of one", merged),
+        ("a later fragment is never answered", later_fragments),
+        ("a backend that a route forbids is a drop with its reason", forbidden),
+    ]
+}
+
+/// The answer to a packet, as it goes back.
+fn answer<F: AnswerFormat>(to: &Segment, problem: Problem) -> Vec<u8> {
+    let mut quote = to.packet();
+    quote.truncate(size_of::<F::Quote>());
+    let error = IcmpError {
+        source: to.destination.ip(),
+        destination: to.source.ip(),
+        problem,
+        quote,
+        hop_limit: 64,
+        own: true,
+    };
+    returned(error.frame())
+}
+
+fn refused<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    for opener in OPENERS {
+        for payload in [0, 1, 700] {
+            let mut request = sent::<F>(external::<F>(port::EMPTY), opener);
+            request.payload.resize(payload, 5);
+            let refusal = answer::<F>(&request, Problem::PortUnreachable);
+            bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &refusal)?;
+            bench.untouched(Hook::Xdp, &request.frame())?;
+            bench.untouched(Hook::Egress, &request.frame())?;
+        }
+    }
+    bench.same_drops()
+}
+
+fn silence<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    for to in [
+        external::<F>(port::ELSEWHERE),
+        at::<F>(Role::LoadBalancer, port::ELSEWHERE),
+        at::<F>(Role::Node, port::node_port(port::ELSEWHERE)),
+        at::<F>(Role::ClusterIp, port::INTERNAL_ELSEWHERE),
+    ] {
+        let run = bench.run(Hook::Ingress, &sent::<F>(to, Transport::Udp).frame())?;
+        ensure!(run.action == TC_DROP, "{to}: action {}", run.action);
+    }
+    bench.same_drops()
+}
+
+fn last_hop<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    let request = sent::<F>(external::<F>(port::REMOTE), Transport::Tcp(SYN));
+    let source = bench.open(&request.frame())?;
+    let leaves = request.between(source, pod::<F>(Role::RemotePod), 63);
+    for dying in [
+        request.between(request.source, request.destination, 1),
+        leaves.reply(ACK).between(leaves.destination, leaves.source, 1),
+    ] {
+        let told = answer::<F>(&dying, Problem::TimeExceeded);
+        bench.expect(Hook::Ingress, &dying.frame(), TC_REDIRECT, &told)?;
+        bench.expect(Hook::Xdp, &dying.frame(), XDP_PASS, &dying.frame())?;
+    }
+    bench.same_drops()
+}
+
+fn too_big<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    let mut request = sent::<F>(external::<F>(port::OVERLAY), Transport::Udp);
+    let room = |mtu: usize| mtu - F::HEADER_LEN as usize - 8;
+    request.payload = vec![7; room(1450)];
+    let source = bench.open(&request.frame())?;
+    for size in [1451, 1500] {
+        request.payload.resize(room(size), 7);
+        let told = answer::<F>(&request, Problem::TooBig(1450));
+        bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &told)?;
+    }
+    if F::HAS_HEADER_CHECKSUM {
+        request.dont_fragment = false;
+        let leaves = request.between(source, pod::<F>(Role::OverlayPod), 63);
+        bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &leaves.frame())?;
+    }
+    bench.same_drops()
+}
+
+fn merged<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    let mut request = sent::<F>(external::<F>(port::OVERLAY), Transport::Tcp(ACK));
+    // As much as a test run takes.
+    request.payload = vec![7; 3000];
+    bench.model.segment = 1430 - F::HEADER_LEN;
+    let source = bench.open(&request.frame())?;
+    let leaves = request.between(source, pod::<F>(Role::OverlayPod), 63);
+    bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &leaves.frame())?;
+    bench.model.segment = 1431 - F::HEADER_LEN;
+    let told = answer::<F>(&request, Problem::TooBig(1450));
+    bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &told)
+}
+
+fn later_fragments<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    let piece = |offset, more| Some(Fragment { id: 11, offset, more });
+    let whole = sent::<F>(external::<F>(port::EMPTY), Transport::Udp);
+    let first = Segment { fragment: piece(0, true), ..whole.clone() };
+    let told = answer::<F>(&first, Problem::PortUnreachable);
+    bench.expect(Hook::Ingress, &first.frame(), TC_REDIRECT, &told)?;
+    let later = Segment { fragment: piece(5, false), ..whole };
+    let run = bench.run(Hook::Ingress, &later.frame())?;
+    ensure!(run.action == TC_DROP, "action {}", run.action);
+    bench.same_drops()
+}
+
+fn forbidden<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    let request = sent::<F>(external::<F>(port::LOST), Transport::Udp);
+    let run = bench.run(Hook::Ingress, &request.frame())?;
+    ensure!(run.action == TC_DROP, "action {}", run.action);
+    bench.same_drops()
+}

@@ -1,0 +1,140 @@
+//! The network around the programs: a namespace of its own with the scene's devices and routes.
+//!
+//! Only netlink and /proc, so that it works in a virtual machine that holds nothing but this binary.
+
+use anyhow::{Context, Result};
+use lb_common::family::Family;
+use lb_common::model::node::{NextHop, Node};
+use lb_common::model::scene::{self, Role, device};
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::packet_route::neighbour::NeighbourState;
+use rtnetlink::packet_route::route::{RouteScope, RouteType};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+use std::fs;
+use std::net::IpAddr;
+
+/// The link address of every next hop.
+pub const NEXT_HOP: [u8; 6] = [2, 0, 0, 0, 1, 1];
+/// The link address of each of our devices.
+pub const OWN: [u8; 6] = [2, 0, 0, 0, 1, 2];
+
+/// The loopback device's index in every namespace.
+const LOOPBACK: u32 = 1;
+
+const SYSCTLS: [(&str, &str); 5] = [
+    ("/proc/sys/net/ipv4/ip_forward", "1"),
+    // Duplicate address detection would keep addresses unusable for seconds.
+    ("/proc/sys/net/ipv6/conf/all/accept_dad", "0"),
+    ("/proc/sys/net/ipv6/conf/default/accept_dad", "0"),
+    ("/proc/sys/net/ipv6/conf/all/disable_ipv6", "0"),
+    ("/proc/sys/net/ipv6/conf/all/forwarding", "1"),
+];
+
+/// Moves the calling thread to a new network namespace; it vanishes with the thread.
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN, or in a kernel without veth devices.
+pub fn enter() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET): it needs CAP_SYS_ADMIN")?;
+    for (path, value) in SYSCTLS {
+        fs::write(path, value).with_context(|| format!("write {value} to {path}"))?;
+    }
+    with_netlink(async |netlink| {
+        up(&netlink, LOOPBACK).await.context("set lo up")?;
+        for (index, mtu) in [(device::UPLINK, 1500), (device::OVERLAY, 1450), (device::POD, 1500)] {
+            add_device(&netlink, index, mtu)
+                .await
+                .with_context(|| format!("add a veth pair with index {index}"))?;
+        }
+        Ok(())
+    })
+}
+
+/// Brings the loopback device up and gives it these addresses.
+///
+/// # Errors
+/// Names the address that the kernel refused.
+pub fn own(addresses: &[IpAddr]) -> Result<()> {
+    with_netlink(async |netlink| {
+        up(&netlink, LOOPBACK).await.context("set lo up")?;
+        for address in addresses {
+            let request = netlink.address().add(LOOPBACK, *address, address_bits(*address));
+            request.execute().await.with_context(|| format!("add the address {address}"))?;
+        }
+        Ok(())
+    })
+}
+
+/// Gives the namespace the addresses and routes of the scene.
+///
+/// # Errors
+/// Names the route or address that the kernel refused.
+pub fn populate<F: Family>(node: &Node<F>) -> Result<()> {
+    with_netlink(async |netlink| {
+        let own = [(Role::Node, device::UPLINK), (Role::Overlay, device::OVERLAY)];
+        for (role, index) in own {
+            let address = scene::ip::<F>(role);
+            let request = netlink.address().add(index, address, address_bits(address));
+            request.execute().await.with_context(|| format!("add the address {address}"))?;
+        }
+        for (destination, hop) in &node.routes {
+            let destination = IpAddr::from(*destination);
+            add_route(&netlink, destination, *hop)
+                .await
+                .with_context(|| format!("add a route to {destination}"))?;
+        }
+        Ok(())
+    })
+}
+
+async fn add_device(netlink: &Handle, index: u32, mtu: u32) -> Result<()> {
+    let (name, peer) = (format!("dev{index}"), format!("peer{index}"));
+    let pair = LinkVeth::new(&name, &peer).index(index).address(OWN.to_vec()).mtu(mtu).build();
+    netlink.link().add(pair).execute().await?;
+    up(netlink, index).await?;
+    let peer = LinkUnspec::new_with_name(&peer).up().build();
+    netlink.link().change(peer).execute().await?;
+    Ok(())
+}
+
+async fn up(netlink: &Handle, index: u32) -> Result<()> {
+    let link = LinkUnspec::new_with_index(index).up().build();
+    Ok(netlink.link().change(link).execute().await?)
+}
+
+async fn add_route(netlink: &Handle, destination: IpAddr, hop: NextHop) -> Result<()> {
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination, address_bits(destination))
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
+    let route = match hop {
+        NextHop::Device { index, resolved, .. } => {
+            if resolved {
+                let neighbour = netlink.neighbours().add(index, destination);
+                let neighbour = neighbour.link_layer_address(&NEXT_HOP);
+                neighbour.state(NeighbourState::Permanent).execute().await?;
+            }
+            route.output_interface(index).scope(RouteScope::Link)
+        }
+        NextHop::Forbidden => route.kind(RouteType::Unreachable),
+    };
+    Ok(netlink.route().add(route.build()).execute().await?)
+}
+
+fn address_bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// Runs requests on a netlink socket of the calling thread's namespace.
+fn with_netlink(requests: impl AsyncFnOnce(Handle) -> Result<()>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start a runtime for netlink")?;
+    runtime.block_on(async {
+        let (connection, handle, _) = new_connection().context("open a netlink socket")?;
+        let connection = tokio::spawn(connection);
+        let result = requests(handle).await;
+        connection.abort();
+        result
+    })
+}

@@ -1,0 +1,303 @@
+//! The loaded tc and XDP programs with maps of their own, run by `BPF_PROG_TEST_RUN`.
+//!
+//! Loads the object itself, with small maps that nobody pins: what the agent does around the programs is
+//! tested elsewhere.
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, HashMap, MapData, PerCpuHashMap};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader, Pod};
+use bytemuck::bytes_of;
+use lb_common::abi::{
+    Backend, Config, Device, DropKey, Flow, FlowKey, Frontend, FrontendKey, ServicePointer,
+    ServiceRecord, map,
+};
+use lb_common::family::{Family, V4, V6};
+use lb_common::model::world::World;
+use std::collections::BTreeMap;
+
+/// Room for the longest frame of any case.
+const FRAME: usize = 16 * 1024;
+/// `struct __sk_buff`: its size and the members that a test run may set (include/uapi/linux/bpf.h).
+const SK_BUFF: usize = 192;
+const SK_BUFF_IFINDEX: usize = 40;
+const SK_BUFF_GSO_SIZE: usize = 176;
+
+/// A packet program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// tc ingress of an Ethernet device.
+    Ingress,
+    /// tc egress of an Ethernet device.
+    Egress,
+    /// XDP.
+    Xdp,
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// `TC_ACT_*` or `XDP_*`.
+    pub action: i32,
+    /// The frame as the program left it.
+    pub bytes: Vec<u8>,
+}
+
+/// The loaded object.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+}
+
+impl Programs {
+    /// Loads every program of the object; the verifier has its say here.
+    ///
+    /// # Errors
+    /// The verifier's log, or the map that the kernel refused.
+    pub fn load(config: &Config) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        loader.override_global("CONFIG", bytes_of(config), true);
+        for (name, entries) in [
+            (map::SERVICES, 256),
+            (map::RECORDS, 256),
+            (map::SLOTS, 8192),
+            (map::BACKENDS, 512),
+            (map::FLOWS4, 16_384),
+            (map::FLOWS6, 16_384),
+        ] {
+            loader.map_max_entries(name, entries);
+        }
+        let mut ebpf = loader.load(lb_agent::bpf::OBJECT).context("load the kernel object")?;
+        for (name, program) in ebpf.programs_mut() {
+            match program {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
+                _ => continue,
+            }
+            .with_context(|| format!("load the program {name}"))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// The object, to attach its programs.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Verified instructions by program, where the kernel tells (5.16).
+    ///
+    /// # Errors
+    /// When a program's information can't be read.
+    pub fn verified(&self) -> Result<BTreeMap<String, u32>> {
+        let mut counts = BTreeMap::new();
+        for (name, program) in self.ebpf.programs() {
+            let info = program.info().with_context(|| format!("ask about the program {name}"))?;
+            counts.insert(name.to_owned(), info.verified_instruction_count().unwrap_or_default());
+        }
+        Ok(counts)
+    }
+
+    /// Writes the Service tables.
+    ///
+    /// # Errors
+    /// Names the map that refused.
+    pub fn fill(&mut self, world: &World) -> Result<()> {
+        let frontends = world.frontends.iter().map(|(key, value)| (bytes(key), bytes(value)));
+        self.insert::<{ size_of::<FrontendKey>() }, { size_of::<Frontend>() }>(
+            map::FRONTENDS,
+            frontends,
+        )?;
+        let addresses = world.node_addresses.iter().map(|(key, flags)| (bytes(key), bytes(flags)));
+        self.insert::<16, 4>(map::NODE_ADDRESSES, addresses)?;
+        let devices = world.devices.iter().map(|(index, device)| (bytes(index), bytes(device)));
+        self.insert::<4, { size_of::<Device>() }>(map::DEVICES, devices)?;
+        // The record of a Service lies at the Service's own index.
+        let current = world
+            .records
+            .keys()
+            .map(|service| (service.0, bytes(&ServicePointer { record: service.0, revision: 1 })));
+        self.set::<{ size_of::<ServicePointer>() }>(map::SERVICES, current)?;
+        let records = world.records.iter().map(|(service, record)| (service.0, bytes(record)));
+        self.set::<{ size_of::<ServiceRecord>() }>(map::RECORDS, records)?;
+        let slots = (0..).zip(&world.slots).map(|(at, slot)| (at, bytes(slot)));
+        self.set::<4>(map::SLOTS, slots)?;
+        let backends = (0..).zip(&world.backends).map(|(at, backend)| (at, bytes(backend)));
+        self.set::<{ size_of::<Backend>() }>(map::BACKENDS, backends)
+    }
+
+    /// Forgets flows, fragments and counters.
+    ///
+    /// # Errors
+    /// Names the map that refused.
+    pub fn forget(&mut self) -> Result<()> {
+        self.clear::<{ size_of::<FlowKey<V4>>() }, { size_of::<Flow<V4>>() }>(map::FLOWS4)?;
+        self.clear::<{ size_of::<FlowKey<V6>>() }, { size_of::<Flow<V6>>() }>(map::FLOWS6)?;
+        self.clear::<16, 4>(map::FRAGMENTS4)?;
+        self.clear::<40, 4>(map::FRAGMENTS6)?;
+        let mut drops = self.drop_counters()?;
+        let keys: Vec<_> = drops.keys().collect::<Result<_, _>>().context("list DROPS")?;
+        for key in keys {
+            drops.remove(&key).context("clear DROPS")?;
+        }
+        Ok(())
+    }
+
+    /// Removes the flow entries whose flags are judged lost, as an LRU may; returns how many are left.
+    ///
+    /// # Errors
+    /// Names the map that refused.
+    pub fn lose_flows<F: Family>(&mut self, lost: impl Fn(u32) -> bool) -> Result<usize> {
+        if F::HAS_HEADER_CHECKSUM {
+            self.lose::<V4, { size_of::<FlowKey<V4>>() }, { size_of::<Flow<V4>>() }>(
+                map::FLOWS4,
+                lost,
+            )
+        } else {
+            self.lose::<V6, { size_of::<FlowKey<V6>>() }, { size_of::<Flow<V6>>() }>(
+                map::FLOWS6,
+                lost,
+            )
+        }
+    }
+
+    fn lose<F: Family, const K: usize, const V: usize>(
+        &mut self,
+        name: &str,
+        lost: impl Fn(u32) -> bool,
+    ) -> Result<usize> {
+        let mut flows = self.hash::<K, V>(name)?;
+        let entries: Vec<_> =
+            flows.iter().collect::<Result<_, _>>().with_context(|| format!("list {name}"))?;
+        let mut left = 0;
+        for (key, value) in entries {
+            let flow: Flow<F> = bytemuck::pod_read_unaligned(&value);
+            if lost(flow.flags) {
+                flows.remove(&key).with_context(|| format!("remove from {name}"))?;
+            } else {
+                left += 1;
+            }
+        }
+        Ok(left)
+    }
+
+    /// Drops by Service and reason, over all CPUs.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn drops(&mut self) -> Result<BTreeMap<(u32, u32), u64>> {
+        let drops = self.drop_counters()?;
+        let mut counts = BTreeMap::new();
+        for entry in drops.iter() {
+            let (key, values) = entry.context("read DROPS")?;
+            let key: DropKey = bytemuck::pod_read_unaligned(&key);
+            counts.insert((key.service.0, key.reason), values.iter().sum());
+        }
+        Ok(counts)
+    }
+
+    /// Runs a program on a frame that came in through (or is about to leave through) `device`; `segment`
+    /// is the payload per segment of a frame that holds merged ones, or 0.
+    ///
+    /// # Errors
+    /// When the kernel refuses the test run; it does for frames without a byte behind the Ethernet header.
+    pub fn run(&self, hook: Hook, device: u32, segment: u32, frame: &[u8]) -> Result<Run> {
+        let mut out = vec![0; FRAME];
+        let mut context = [0; SK_BUFF];
+        put(&mut context, SK_BUFF_IFINDEX, device);
+        put(&mut context, SK_BUFF_GSO_SIZE, segment);
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        let result = match hook {
+            Hook::Ingress | Hook::Egress => {
+                options.ctx_in = Some(&context);
+                let name = if hook == Hook::Ingress { "tc_ingress" } else { "tc_egress" };
+                let program: &SchedClassifier = self.program(name)?.try_into()?;
+                program.test_run(options)
+            }
+            Hook::Xdp => {
+                let program: &Xdp = self.program("xdp_ingress")?.try_into()?;
+                program.test_run(options)
+            }
+        };
+        let result = result
+            .with_context(|| format!("BPF_PROG_TEST_RUN of {hook:?} with {} bytes", frame.len()))?;
+        let len = result.data_size_out as usize;
+        ensure!(len <= FRAME, "the frame grew to {len} bytes");
+        out.truncate(len);
+        Ok(Run { action: result.return_value as i32, bytes: out })
+    }
+
+    fn program(&self, name: &str) -> Result<&Program> {
+        self.ebpf.program(name).with_context(|| format!("the object has no program {name}"))
+    }
+
+    fn hash<const K: usize, const V: usize>(
+        &mut self,
+        name: &str,
+    ) -> Result<HashMap<&mut MapData, [u8; K], [u8; V]>> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("the object has no {name}"))?;
+        HashMap::try_from(map).with_context(|| format!("the map {name}"))
+    }
+
+    fn drop_counters(&mut self) -> Result<PerCpuHashMap<&mut MapData, [u8; 8], u64>> {
+        let map = self.ebpf.map_mut(map::DROPS).context("the object has no DROPS")?;
+        PerCpuHashMap::try_from(map).context("the map DROPS")
+    }
+
+    fn insert<const K: usize, const V: usize>(
+        &mut self,
+        name: &str,
+        entries: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Result<()> {
+        let mut map = self.hash::<K, V>(name)?;
+        for (key, value) in entries {
+            map.insert(array::<K>(&key)?, array::<V>(&value)?, 0)
+                .with_context(|| format!("insert into {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn set<const V: usize>(
+        &mut self,
+        name: &str,
+        elements: impl Iterator<Item = (u32, Vec<u8>)>,
+    ) -> Result<()>
+    where
+        [u8; V]: Pod,
+    {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("the object has no {name}"))?;
+        let mut map =
+            Array::<_, [u8; V]>::try_from(map).with_context(|| format!("the map {name}"))?;
+        for (index, value) in elements {
+            map.set(index, array::<V>(&value)?, 0).with_context(|| format!("write to {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn clear<const K: usize, const V: usize>(&mut self, name: &str) -> Result<()> {
+        let mut map = self.hash::<K, V>(name)?;
+        let keys: Vec<_> =
+            map.keys().collect::<Result<_, _>>().with_context(|| format!("list {name}"))?;
+        for key in keys {
+            // An LRU may have dropped it meanwhile.
+            let _ = map.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+fn put(context: &mut [u8; SK_BUFF], offset: usize, value: u32) {
+    for (to, from) in context.iter_mut().skip(offset).zip(value.to_ne_bytes()) {
+        *to = from;
+    }
+}
+
+fn bytes<T: bytemuck::Pod>(value: &T) -> Vec<u8> {
+    bytes_of(value).to_vec()
+}
+
+fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N]> {
+    bytes.try_into().with_context(|| format!("{} bytes where {N} belong", bytes.len()))
+}

@@ -1,0 +1,330 @@
+//! What an application sees of the hooks.
+
+use super::{Bench, Style};
+use anyhow::{Context, Result, bail, ensure};
+use lb_common::lb::DropReason;
+use lb_common::model::scene::{Role, port};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, sendto, socket,
+};
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// More than any answer of this machine takes.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+type Case = (&'static str, fn(&mut Bench) -> Result<()>);
+
+pub(super) const CASES: [Case; 17] = [
+    ("TCP reaches the endpoint, and getpeername shows the frontend", tcp),
+    ("connected UDP reaches the endpoint, and every answer is the frontend's", udp_connected),
+    ("unconnected UDP reaches the endpoint, and recvfrom shows the frontend", udp_unconnected),
+    ("NodePorts are served on the node's address and on loopback", node_ports),
+    ("a NodePort on an address that serves none is not translated", other_address),
+    ("a pod's loopback is the pod's own", pods_loopback),
+    ("without endpoints, TCP is refused at once, blocking or not", refuse_tcp),
+    ("without endpoints, UDP is refused at once, connected or not", refuse_udp),
+    ("internal policy Local without a local endpoint is unreachable", unreachable),
+    ("external policies don't bind sockets of the node", short_circuit),
+    ("TCP Fast Open reaches the endpoint", fast_open),
+    ("a socket that connects elsewhere shows where it is", reconnect),
+    ("a refused connect leaves a UDP socket as it was", refused_reconnect),
+    ("connections are spread over the endpoints, datagrams of a socket stay together", spread),
+    ("an unconnected socket goes elsewhere when its endpoint left", generation),
+    ("a direct connection to an endpoint shows the endpoint", direct),
+    ("what is not served is counted with its reason", counted),
+];
+
+fn tcp(bench: &mut Bench) -> Result<()> {
+    for role in [Role::ClusterIp, Role::External, Role::LoadBalancer] {
+        let frontend = bench.at(role, port::LOCAL);
+        talks_tcp(frontend, &bench.endpoint(Role::LocalPod))?;
+    }
+    talks_tcp(bench.at(Role::ClusterIp, port::REMOTE), &bench.endpoint(Role::RemotePod))
+}
+
+fn udp_connected(bench: &mut Bench) -> Result<()> {
+    let frontend = bench.at(Role::ClusterIp, port::LOCAL);
+    let socket = udp(bench.style)?;
+    socket.connect(frontend).with_context(|| format!("connect to {frontend}"))?;
+    for _ in 0..3 {
+        ensure!(socket.peer_addr()? == frontend, "getpeername says {}", socket.peer_addr()?);
+        socket.send(b"?").context("send")?;
+        is_answered(&socket, frontend, &bench.endpoint(Role::LocalPod))?;
+    }
+    Ok(())
+}
+
+fn udp_unconnected(bench: &mut Bench) -> Result<()> {
+    let socket = udp(bench.style)?;
+    for (service, role) in [(port::LOCAL, Role::LocalPod), (port::REMOTE, Role::RemotePod)] {
+        let frontend = bench.at(Role::ClusterIp, service);
+        socket.send_to(b"?", frontend).with_context(|| format!("send to {frontend}"))?;
+        is_answered(&socket, frontend, &bench.endpoint(role))?;
+    }
+    Ok(())
+}
+
+fn node_ports(bench: &mut Bench) -> Result<()> {
+    let number = port::node_port(port::LOCAL);
+    let endpoint = bench.endpoint(Role::LocalPod);
+    for address in
+        [bench.at(Role::Node, number), loopback(bench.style, number), own_host(bench.style, number)]
+    {
+        talks_tcp(address, &endpoint)?;
+        let socket = udp(bench.style)?;
+        socket.send_to(b"?", address).with_context(|| format!("send to {address}"))?;
+        is_answered(&socket, address, &endpoint)?;
+    }
+    Ok(())
+}
+
+fn other_address(bench: &mut Bench) -> Result<()> {
+    // Nobody listens there, and nobody translates.
+    let address = bench.at(Role::Management, port::node_port(port::LOCAL));
+    fails(TcpStream::connect_timeout(&address, PATIENCE), ErrorKind::ConnectionRefused)
+}
+
+/// In another namespace, as in a pod: its own server on the same port of its own loopback.
+fn pods_loopback(bench: &mut Bench) -> Result<()> {
+    let style = bench.style;
+    let pod = thread::spawn(move || -> Result<()> {
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET)")?;
+        crate::packet::network::own(&[])?;
+        let address = loopback(style, port::node_port(port::LOCAL));
+        let listener = TcpListener::bind(address).with_context(|| format!("bind {address}"))?;
+        let stream = TcpStream::connect_timeout(&address, PATIENCE).context("connect")?;
+        let (_, client) = listener.accept().context("accept")?;
+        ensure!(stream.local_addr()? == client, "somebody else was accepted");
+        let own_host = own_host(style, address.port());
+        let stream = TcpStream::connect_timeout(&own_host, PATIENCE).context("connect")?;
+        let (_, client) = listener.accept().context("accept")?;
+        ensure!(stream.local_addr()?.port() == client.port(), "somebody else was accepted");
+        Ok(())
+    });
+    pod.join().unwrap_or_else(|_| bail!("it panicked"))
+}
+
+fn refuse_tcp(bench: &mut Bench) -> Result<()> {
+    let frontend = bench.at(Role::ClusterIp, port::EMPTY);
+    let before = Instant::now();
+    fails(TcpStream::connect_timeout(&frontend, PATIENCE), ErrorKind::ConnectionRefused)?;
+    ensure!(before.elapsed() < Duration::from_secs(1), "it took {:?}", before.elapsed());
+    let socket = stream(bench.style, SockFlag::SOCK_NONBLOCK)?;
+    let result = connect(socket.as_raw_fd(), &SockaddrStorage::from(frontend));
+    ensure!(result == Err(Errno::ECONNREFUSED), "non-blocking connect: {result:?}");
+    Ok(())
+}
+
+fn refuse_udp(bench: &mut Bench) -> Result<()> {
+    let frontend = bench.at(Role::ClusterIp, port::EMPTY);
+    let socket = udp(bench.style)?;
+    fails(socket.connect(frontend), ErrorKind::ConnectionRefused)?;
+    fails(socket.send_to(b"?", frontend), ErrorKind::ConnectionRefused)
+}
+
+fn unreachable(bench: &mut Bench) -> Result<()> {
+    let frontend = bench.at(Role::ClusterIp, port::INTERNAL_ELSEWHERE);
+    fails(TcpStream::connect_timeout(&frontend, PATIENCE), ErrorKind::HostUnreachable)?;
+    fails(udp(bench.style)?.send_to(b"?", frontend), ErrorKind::HostUnreachable)
+}
+
+fn short_circuit(bench: &mut Bench) -> Result<()> {
+    let endpoint = bench.endpoint(Role::RemotePod);
+    let number = port::node_port(port::ELSEWHERE);
+    talks_tcp(bench.at(Role::External, port::ELSEWHERE), &endpoint)?;
+    talks_tcp(bench.at(Role::LoadBalancer, port::ELSEWHERE), &endpoint)?;
+    talks_tcp(bench.at(Role::Node, number), &endpoint)
+}
+
+fn fast_open(bench: &mut Bench) -> Result<()> {
+    let frontend = bench.at(Role::ClusterIp, port::LOCAL);
+    let socket = stream(bench.style, SockFlag::empty())?;
+    let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+    sendto(socket.as_raw_fd(), b"?", &SockaddrStorage::from(frontend), flags)
+        .context("sendto(MSG_FASTOPEN)")?;
+    greets(&mut TcpStream::from(socket), frontend, &bench.endpoint(Role::LocalPod))
+}
+
+fn reconnect(bench: &mut Bench) -> Result<()> {
+    let socket = udp(bench.style)?;
+    let frontend = bench.at(Role::ClusterIp, port::LOCAL);
+    let others = [
+        bench.at(Role::ClusterIp, port::REMOTE),
+        // The endpoint itself: the address that the socket is connected to already.
+        bench.at(Role::LocalPod, port::BACKEND),
+        bench.at(Role::ThirdRemotePod, port::BACKEND),
+    ];
+    for other in others {
+        for address in [frontend, other] {
+            socket.connect(address).with_context(|| format!("connect to {address}"))?;
+            let shown = socket.peer_addr()?;
+            ensure!(shown == address, "connected to {address}, getpeername says {shown}");
+        }
+    }
+    Ok(())
+}
+
+fn refused_reconnect(bench: &mut Bench) -> Result<()> {
+    let socket = udp(bench.style)?;
+    let frontend = bench.at(Role::ClusterIp, port::LOCAL);
+    socket.connect(frontend)?;
+    fails(socket.connect(bench.at(Role::ClusterIp, port::EMPTY)), ErrorKind::ConnectionRefused)?;
+    let shown = socket.peer_addr()?;
+    ensure!(shown == frontend, "getpeername says {shown}");
+    socket.send(b"?")?;
+    is_answered(&socket, frontend, &bench.endpoint(Role::LocalPod))
+}
+
+fn spread(bench: &mut Bench) -> Result<()> {
+    let frontend = bench.at(Role::ClusterIp, port::SPREAD);
+    let (mut by_tcp, mut by_udp) = (BTreeSet::new(), BTreeSet::new());
+    for _ in 0..60 {
+        let mut said = String::new();
+        TcpStream::connect_timeout(&frontend, PATIENCE)?.read_to_string(&mut said)?;
+        by_tcp.insert(said);
+        let socket = udp(bench.style)?;
+        let mut answers = BTreeSet::new();
+        for _ in 0..4 {
+            socket.send_to(b"?", frontend)?;
+            answers.insert(answer(&socket)?.1);
+        }
+        ensure!(answers.len() == 1, "one socket was answered by {answers:?}");
+        by_udp.extend(answers);
+    }
+    ensure!(by_tcp.len() == 3, "TCP reached {by_tcp:?}");
+    ensure!(by_udp.len() == 3, "UDP reached {by_udp:?}");
+    Ok(())
+}
+
+fn generation(bench: &mut Bench) -> Result<()> {
+    let socket = udp(bench.style)?;
+    let frontend = bench.at(Role::ClusterIp, port::LOCAL);
+    socket.send_to(b"?", frontend)?;
+    is_answered(&socket, frontend, &bench.endpoint(Role::LocalPod))?;
+    // The endpoint leaves, and another one takes its slot.
+    let mut changed = bench.world.clone();
+    let local = bench.at(Role::LocalPod, port::BACKEND);
+    let other = bench.at(Role::RemotePod, 0).ip().to_canonical();
+    changed.leave(SocketAddr::new(local.ip().to_canonical(), local.port()));
+    for backend in &mut changed.backends {
+        if backend.address == local.ip().to_canonical().into() {
+            backend.address = other.into();
+        }
+    }
+    bench.programs.fill(&changed)?;
+    socket.send_to(b"?", frontend)?;
+    is_answered(&socket, frontend, &bench.endpoint(Role::RemotePod))
+}
+
+fn direct(bench: &mut Bench) -> Result<()> {
+    let address = bench.at(Role::LocalPod, port::BACKEND);
+    talks_tcp(address, &bench.endpoint(Role::LocalPod))?;
+    let socket = udp(bench.style)?;
+    socket.send_to(b"?", address)?;
+    is_answered(&socket, address, &bench.endpoint(Role::LocalPod))
+}
+
+fn counted(bench: &mut Bench) -> Result<()> {
+    refuse_tcp(bench)?;
+    refuse_udp(bench)?;
+    unreachable(bench)?;
+    let mut counts: Vec<_> =
+        bench.programs.drops()?.into_iter().map(|((_, reason), count)| (reason, count)).collect();
+    counts.sort_unstable();
+    let [refused, unreachable] = [DropReason::NoEndpoints, DropReason::NoLocalEndpoint];
+    // One row each for the Service's TCP and UDP ports.
+    let expected = [
+        (refused as u32, 2),
+        (refused as u32, 2),
+        (unreachable as u32, 1),
+        (unreachable as u32, 1),
+    ];
+    ensure!(counts == expected, "DROPS holds {counts:?}");
+    Ok(())
+}
+
+fn talks_tcp(to: SocketAddr, endpoint: &str) -> Result<()> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE);
+    greets(&mut stream.with_context(|| format!("connect to {to}"))?, to, endpoint)
+}
+
+fn greets(stream: &mut TcpStream, frontend: SocketAddr, endpoint: &str) -> Result<()> {
+    let shown = stream.peer_addr().context("getpeername")?;
+    ensure!(shown == frontend, "connected to {frontend}, getpeername says {shown}");
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut said = [0; 64];
+    let len = stream.read(&mut said).with_context(|| format!("read from {frontend}"))?;
+    let said = String::from_utf8_lossy(said.get(..len).unwrap_or_default());
+    ensure!(said == endpoint, "{frontend} led to {said} instead of {endpoint}");
+    Ok(())
+}
+
+fn answer(socket: &UdpSocket) -> Result<(SocketAddr, String)> {
+    let mut said = [0; 64];
+    let (len, from) = socket.recv_from(&mut said).context("no answer")?;
+    Ok((from, String::from_utf8_lossy(said.get(..len).unwrap_or_default()).into_owned()))
+}
+
+fn is_answered(socket: &UdpSocket, frontend: SocketAddr, endpoint: &str) -> Result<()> {
+    let (from, said) = answer(socket)?;
+    ensure!(from == frontend, "sent to {frontend}, recvfrom says {from}");
+    ensure!(said == endpoint, "{frontend} led to {said} instead of {endpoint}");
+    Ok(())
+}
+
+fn fails<T>(result: std::io::Result<T>, kind: ErrorKind) -> Result<()> {
+    match result {
+        Ok(_) => bail!("it succeeded instead of {kind}"),
+        Err(error) if error.kind() == kind => Ok(()),
+        Err(error) => bail!("{error} instead of {kind}"),
+    }
+}
+
+fn udp(style: Style) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind(unspecified(style, 0)).context("bind a UDP socket")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+fn stream(style: Style, flags: SockFlag) -> Result<OwnedFd> {
+    let family = match style {
+        Style::V4 => AddressFamily::Inet,
+        Style::V6 | Style::Mapped => AddressFamily::Inet6,
+    };
+    socket(family, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None).context("a TCP socket")
+}
+
+fn loopback(style: Style, port: u16) -> SocketAddr {
+    let ip = match style {
+        Style::V4 => [127, 0, 0, 1].into(),
+        Style::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
+        Style::Mapped => std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
+    };
+    SocketAddr::new(ip, port)
+}
+
+/// What a socket of this style binds to for any address.
+fn unspecified(style: Style, port: u16) -> SocketAddr {
+    let ip = match style {
+        Style::V4 => [0, 0, 0, 0].into(),
+        Style::V6 | Style::Mapped => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(ip, port)
+}
+
+/// The unspecified address as a destination: on Linux, the host itself.
+fn own_host(style: Style, port: u16) -> SocketAddr {
+    let ip = match style {
+        Style::V4 => [0, 0, 0, 0].into(),
+        Style::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        Style::Mapped => std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(),
+    };
+    SocketAddr::new(ip, port)
+}
