@@ -36,6 +36,28 @@ pub fn find<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> bool {
     true
 }
 
+/// Ends the flow whose replies would be taken for those to this packet, which isn't ours: a client
+/// that uses the port of a flow to a local backend again, now to talk to that backend directly.
+/// Seen at the segment that opens a connection, and at any datagram. The newer use wins.
+#[inline(always)]
+pub fn give_way<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) {
+    let Work { packet, key, other, .. } = work;
+    if packet.protocol() == ip::TCP && !packet.opens() {
+        return;
+    }
+    *key = packet.tuple.inverse();
+    match env.flow(key) {
+        Some(known) => *other = *known,
+        None => return,
+    }
+    const LOCAL_REPLY: u32 = FlowFlags::LOCAL | FlowFlags::REPLY;
+    if other.flags & LOCAL_REPLY == LOCAL_REPLY {
+        env.delete_flow(key);
+        *key = other.translated.inverse();
+        env.delete_flow(key);
+    }
+}
+
 /// Whether a packet in the forward direction needs a new choice of backend.
 ///
 /// UDP follows its endpoint's generation: the first datagram after the endpoint left goes

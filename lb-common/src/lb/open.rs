@@ -3,7 +3,7 @@
 use super::frontend::{self, Destination, Found};
 use super::policy::{self, Allowed, Client};
 use super::snat::{self, Source};
-use super::{Answer, DropReason, Side, Verdict, carry, drop_packet, select};
+use super::{Answer, DropReason, Side, Verdict, carry, drop_packet, flow, select};
 use crate::abi::{BackendFlags, BackendIndex, Device, Flow, FlowFlags, Region};
 use crate::bytes::Be16;
 use crate::env::{Env, Route, RouteQuery};
@@ -41,6 +41,7 @@ pub fn new_flow<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Ve
         protocol: packet.protocol(),
     };
     let Some(found) = frontend::find(env, &destination, false) else {
+        flow::give_way(env, work);
         return Verdict::Pass;
     };
     let Some(record) = env.record(found.service) else {

@@ -202,6 +202,26 @@ fn two_frontends_of_one_backend_keep_apart_a_client_that_uses_the_same_port_for_
 }
 
 #[test]
+fn a_client_that_uses_its_port_again_to_talk_to_the_backend_itself_gets_its_own_replies() {
+    fn of<F: AnswerFormat>() {
+        for opener in OPENERS {
+            let mut node = scene::node::<F>();
+            let backend = pod::<F>(Role::LocalPod);
+            let through = from_client::<F>(external::<F>(port::LOCAL), opener);
+            assert_eq!(node.ingress::<Tc>(&through.frame()).verdict, Verdict::Deliver);
+            let direct = from_client::<F>(backend, opener);
+            let outcome = node.ingress::<Tc>(&direct.frame());
+            assert_eq!((outcome.verdict, outcome.bytes), (Verdict::Pass, direct.frame()));
+            let reply = direct.reply(ACK);
+            let outcome = node.egress::<Tc>(&reply.frame());
+            assert_eq!((outcome.verdict, outcome.bytes), (Verdict::Pass, reply.frame()));
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
 fn xdp_leaves_local_backends_to_tc() {
     fn of<F: AnswerFormat>() {
         let mut node = scene::node::<F>();
