@@ -11,6 +11,7 @@ pub mod programs;
 mod answers;
 mod errors;
 mod forwarding;
+mod live;
 mod random;
 mod robustness;
 
@@ -53,11 +54,13 @@ fn family<F: AnswerFormat>(family: &str) -> Vec<Outcome> {
     let name = |case: &str| format!("packet: {family}: {case}");
     // The namespace is the thread's, and ends with it.
     let ran = thread::scope(|scope| scope.spawn(|| run::<F>(&name)).join());
-    match ran {
+    let mut outcomes = match ran {
         Ok(Ok(outcomes)) => outcomes,
         Ok(Err(error)) => vec![(name("the bench is set up"), Err(format!("{error:#}")))],
         Err(_) => vec![(name("the cases run to their end"), Err("a case panicked".to_owned()))],
-    }
+    };
+    outcomes.extend(live::outcomes::<F>(&name));
+    outcomes
 }
 
 fn run<F: AnswerFormat>(name: &dyn Fn(&str) -> String) -> Result<Vec<Outcome>> {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use lb_common::family::Family;
 use lb_common::model::node::{NextHop, Node};
 use lb_common::model::scene::{self, Role, device};
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::{RouteScope, RouteType};
@@ -87,12 +88,53 @@ pub fn populate<F: Family>(node: &Node<F>) -> Result<()> {
     })
 }
 
+/// Moves the other end of a device to the namespace of a thread.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn hand_over(index: u32, thread: u32) -> Result<()> {
+    let (_, peer) = names(index);
+    with_netlink(async |netlink| {
+        let link = LinkUnspec::new_with_name(&peer).setns_by_pid(thread).build();
+        netlink.link().change(link).execute().await.with_context(|| format!("move {peer}"))
+    })
+}
+
+/// In the namespace that got the other end: gives it an address, and a route to `destination` over it.
+///
+/// # Errors
+/// Names what the kernel refused.
+pub fn settle(index: u32, address: IpAddr, destination: IpAddr) -> Result<()> {
+    for (path, value) in SYSCTLS {
+        fs::write(path, value).with_context(|| format!("write {value} to {path}"))?;
+    }
+    let (_, peer) = names(index);
+    let link = if_nametoindex(peer.as_str()).with_context(|| format!("find {peer}"))?;
+    with_netlink(async |netlink| {
+        up(&netlink, LOOPBACK).await.context("set lo up")?;
+        up(&netlink, link).await.with_context(|| format!("set {peer} up"))?;
+        let request = netlink.address().add(link, address, address_bits(address));
+        request.execute().await.with_context(|| format!("add the address {address}"))?;
+        let hop = NextHop::Device { index: link, mtu: 1500, resolved: false };
+        add_route(&netlink, destination, hop).await.context("add a route to the node")?;
+        let neighbour = netlink.neighbours().add(link, destination).link_layer_address(&OWN);
+        let neighbour = neighbour.state(NeighbourState::Permanent);
+        neighbour.execute().await.context("add the node as neighbour")
+    })
+}
+
+/// The names of a device and of its other end.
+pub fn names(index: u32) -> (String, String) {
+    (format!("dev{index}"), format!("peer{index}"))
+}
+
 async fn add_device(netlink: &Handle, index: u32, mtu: u32) -> Result<()> {
-    let (name, peer) = (format!("dev{index}"), format!("peer{index}"));
+    let (name, peer) = names(index);
     let pair = LinkVeth::new(&name, &peer).index(index).address(OWN.to_vec()).mtu(mtu).build();
     netlink.link().add(pair).execute().await?;
     up(netlink, index).await?;
-    let peer = LinkUnspec::new_with_name(&peer).up().build();
+    // Its address is the one that routes of ours name as next hop.
+    let peer = LinkUnspec::new_with_name(&peer).address(NEXT_HOP.to_vec()).up().build();
     netlink.link().change(peer).execute().await?;
     Ok(())
 }

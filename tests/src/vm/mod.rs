@@ -6,7 +6,8 @@
 pub mod boot;
 mod sys;
 
-use anyhow::{Context, Result, ensure};
+use crate::{packet, socket};
+use anyhow::{Context, Error, Result, ensure};
 use std::path::Path;
 
 /// One thing that must hold on every kernel.
@@ -50,6 +51,11 @@ pub fn run(filter: Option<&str>) -> Tally {
     for (name, check) in CHECKS {
         if filter.is_none_or(|filter| name.contains(filter)) {
             tally.check(name, check);
+        }
+    }
+    for (name, result) in packet::run_all().into_iter().chain(socket::run_all()) {
+        if filter.is_none_or(|filter| name.contains(filter)) {
+            tally.check(&name, || result.map_err(Error::msg));
         }
     }
     tally
