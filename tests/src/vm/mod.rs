@@ -4,6 +4,7 @@
 //! assume a network device, a disk or any program: the test binary is the only one there.
 
 pub mod boot;
+mod datapath;
 mod sys;
 
 use crate::{packet, socket};
@@ -13,11 +14,12 @@ use std::path::Path;
 /// One thing that must hold on every kernel.
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 4] = [
+const CHECKS: [Check; 5] = [
     ("the kernel describes its types in BTF", kernel_has_btf),
     ("the cgroup2 hierarchy takes a new group", cgroup2_takes_groups),
     ("the BPF file system takes a folder for pins", bpffs_takes_folders),
     ("the loopback device is up", loopback_is_up),
+    ("the datapath loads, attaches and leaves", datapath::loads_attaches_and_leaves),
 ];
 
 /// How many checks passed and failed.
