@@ -278,6 +278,22 @@ fn an_unconnected_socket_chooses_anew_when_its_endpoint_left_or_after_two_quiet_
 }
 
 #[test]
+fn a_socket_that_reaches_one_endpoint_by_two_frontends_sees_the_one_that_it_used_last() {
+    fn of<F: Family>() {
+        let mut node = node::<F>();
+        let frontends = [port::LOCAL, port::LOCAL_TOO].map(|port| at::<F>(Role::ClusterIp, port));
+        for frontend in [frontends, frontends].concat() {
+            let mut socket = node.socket(1, false);
+            socket::sendmsg(&mut socket, &to(frontend, UDP));
+            let (address, port) = pair(pod::<F>(Role::LocalPod));
+            assert_eq!(socket::recvmsg(&socket, address, port), Some(pair(frontend)));
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
 fn what_is_not_a_services_passes() {
     fn of<F: Family>() {
         let mut node = node::<F>();
