@@ -46,23 +46,23 @@ impl<F: AnswerFormat> Bench<F> {
     pub fn new() -> Result<Self> {
         let model = scene::node::<F>();
         network::populate(&model)?;
-        Self::load(model)
+        Self::load(model, &["tc_ingress", "tc_egress", "xdp_ingress"])
     }
 
-    /// A second bench in the same network, with this range of SNAT ports.
+    /// A second bench in the same network, for tc ingress alone and with this range of SNAT ports.
     ///
     /// # Errors
     /// When the kernel refuses a program or a map.
     pub fn with_snat_ports(ports: (u16, u16)) -> Result<Self> {
         let mut model = scene::node::<F>();
         model.snat_ports = ports;
-        Self::load(model)
+        Self::load(model, &["tc_ingress"])
     }
 
-    fn load(model: Node<F>) -> Result<Self> {
+    fn load(model: Node<F>, programs: &[&str]) -> Result<Self> {
         let (snat_port_min, snat_port_max) = model.snat_ports;
         let config = Config { host_netns_cookie: 0, snat_port_min, snat_port_max, pad: 0 };
-        let mut programs = Programs::load(&config)?;
+        let mut programs = Programs::load(&config, |name| programs.contains(&name))?;
         programs.fill(&model.world)?;
         Ok(Self { programs, model })
     }

@@ -97,7 +97,8 @@ fn run<F: Family>(style: Style) -> Result<Vec<(&'static str, Result<(), String>)
     network::own(&roles.map(|role| scene::ip::<F>(role)))?;
     let world = scene::world::<F>();
     let config = Config { host_netns_cookie: netns_cookie()?, ..Config::default() };
-    let mut programs = Programs::load(&config)?;
+    let mut programs =
+        Programs::load(&config, |name| !name.starts_with("tc_") && !name.starts_with("xdp_"))?;
     programs.fill(&world)?;
     let cgroup = OwnCgroup::enter()?;
     let folder = cgroup.open()?;
