@@ -216,7 +216,7 @@ pub struct SizeArgs {
     /// Service ports, each family counted by itself
     #[arg(long, env = "LB_MAX_SERVICES", value_name = "N", default_value_t = 65_536)]
     pub max_services: u32,
-    /// Distinct endpoints (address, port, protocol)
+    /// Endpoints of all Service ports; one that serves two ports counts twice
     #[arg(long, env = "LB_MAX_BACKENDS", value_name = "N", default_value_t = 262_144)]
     pub max_backends: u32,
     /// Places in endpoint lists and Maglev tables, all Services together

@@ -73,7 +73,7 @@ impl DevicePattern {
 pub struct Capacities {
     /// Service ports per family.
     pub services: u32,
-    /// Distinct endpoints.
+    /// Endpoints of all Service ports; one that serves two ports counts twice.
     pub backends: u32,
     /// Places in endpoint lists and Maglev tables.
     pub slots: u32,
