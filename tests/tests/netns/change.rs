@@ -1,0 +1,124 @@
+//! Endpoints that come and go: who is cut, who moves, and that nobody loses a request.
+
+use std::time::Duration;
+
+use lb_lab::{Family, Load, Options, Request, Transport};
+
+use crate::manifest::{PORT, Service};
+use crate::stage::{Stage, each};
+
+/// Every way to a Service whose backends are all on node-b: local, remote, and by the socket hooks.
+const WAYS: [(&str, Option<&str>); 4] =
+    [("client", Some("node-a")), ("client", Some("node-b")), ("pod-a1", None), ("node-a", None)];
+
+fn request(
+    stage: &Stage,
+    service: &Service,
+    node: Option<&str>,
+    family: Family,
+    transport: Transport,
+) -> Request {
+    match node {
+        Some(node) => {
+            Request::new(transport, stage.address(node, family), service.node_port_number())
+        }
+        None => Request::new(transport, service.cluster_ip().of(family), PORT),
+    }
+}
+
+#[test]
+fn a_udp_sockets_next_datagram_goes_elsewhere_when_its_endpoint_has_left() {
+    let both = Service::node_port(1, &["pod-b1", "pod-b2"]);
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&both));
+    for leaving in ["pod-b1", "pod-b2", "pod-b1"] {
+        let staying = if leaving == "pod-b1" { "pod-b2" } else { "pod-b1" };
+        let mut sockets = Vec::new();
+        for (from, node) in WAYS {
+            for family in Family::BOTH {
+                for number in 0..8 {
+                    let name = format!("{node:?} {family} {leaving} {number}");
+                    let ask = request(&stage, &both, node, family, Transport::Udp).keep(name);
+                    let answer = stage.answer(from, &ask);
+                    assert_eq!(stage.answer(from, &ask).server, answer.server, "it stays");
+                    sockets.push((from, ask));
+                }
+            }
+        }
+        stage.publish(&[Service::node_port(1, &[staying])]);
+        for (from, ask) in sockets {
+            let answer = stage.answer(from, &ask);
+            assert_eq!(answer.server, staying, "{from} {:?}", ask.keep);
+            assert_eq!(answer.received_from, Some(ask.to), "{from}");
+        }
+        stage.publish(std::slice::from_ref(&both));
+    }
+}
+
+#[test]
+fn tcp_connections_survive_the_removal_of_their_endpoint_and_of_their_service() {
+    let both = Service::node_port(1, &["pod-b1", "pod-b2"]);
+    let other = Service::node_port(2, &["pod-a1"]);
+    let stage = Stage::up(&Options::default(), &[both.clone(), other.clone()]);
+    let mut connections = Vec::new();
+    for (from, node) in WAYS {
+        for family in Family::BOTH {
+            for number in 0..4 {
+                let name = format!("{node:?} {family} {number}");
+                let ask = request(&stage, &both, node, family, Transport::Tcp).keep(name);
+                let server = stage.answer(from, &ask).server;
+                connections.push((from, ask.payloads(10_000, 10_000), server));
+            }
+        }
+    }
+    let one = Service::node_port(1, &["pod-b2"]);
+    for services in
+        [vec![one, other.clone()], vec![Service::node_port(1, &[]), other.clone()], vec![other]]
+    {
+        stage.publish(&services);
+        for (from, ask, server) in &connections {
+            assert_eq!(stage.answer(from, ask).server, *server, "{from} {:?}", ask.keep);
+        }
+    }
+    for family in Family::BOTH {
+        let request = Request::tcp(stage.address("node-a", family), both.node_port_number());
+        assert_eq!(stage.failure("client", &request).errno, "ECONNREFUSED", "the Service is gone");
+    }
+}
+
+/// Starts loads of every kind: families, transports, ways.
+pub fn start_loads(stage: &Stage, service: &Service) -> Vec<(&'static str, String, u64)> {
+    let mut loads = Vec::new();
+    for (from, node) in WAYS {
+        for (family, transport) in each() {
+            let request = request(stage, service, node, family, transport);
+            let name = format!("{from} → {transport} {}", request.to);
+            let load = Load { pause: Duration::from_millis(5), ..Load::new(request) };
+            loads.push((from, name, stage.lab().peer(from).unwrap().start_load(load).unwrap()));
+        }
+    }
+    loads
+}
+
+/// Ends them; each must have been served without a failure.
+pub fn stop_loads(stage: &Stage, loads: Vec<(&'static str, String, u64)>) {
+    for (from, name, load) in loads {
+        let report = stage.lab().peer(from).unwrap().stop_load(load).unwrap();
+        assert!(report.ok > 10, "{name}: {report:?}");
+        assert_eq!(report.failed, 0, "{name}: {report:?}");
+    }
+}
+
+#[test]
+fn a_backend_leaves_and_comes_back_under_load_and_no_request_is_lost() {
+    let both = Service::node_port(1, &["pod-b1", "pod-b2"]);
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&both));
+    let loads = start_loads(&stage, &both);
+    for _ in 0..5 {
+        for backends in [&["pod-b1"][..], &["pod-b1", "pod-b2"], &["pod-b2"], &["pod-b2", "pod-b1"]]
+        {
+            stage.publish(&[Service::node_port(1, backends)]);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    stop_loads(&stage, loads);
+}

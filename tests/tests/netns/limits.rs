@@ -1,0 +1,63 @@
+//! Tables that are full: what does not fit is named, the rest works.
+
+use std::time::Duration;
+
+use lb_lab::{Options, Request};
+
+use crate::manifest::{Kind, PORT, Service};
+use crate::stage::{Stage, each, eventually};
+
+/// How many of these Services pod-a2 reaches over both families and transports.
+fn served(stage: &Stage, services: &[Service]) -> Vec<bool> {
+    let reached = |service: &Service| {
+        each().all(|(family, transport)| {
+            let request = Request::new(transport, service.cluster_ip().of(family), PORT)
+                .patience(Duration::from_secs(1));
+            stage.ask("pod-a2", &request).is_ok()
+        })
+    };
+    services.iter().map(reached).collect()
+}
+
+fn cluster_ips(numbers: std::ops::RangeInclusive<u8>, backends: &[&str]) -> Vec<Service> {
+    let service = |number| Service { kind: Kind::ClusterIp, ..Service::new(number, backends) };
+    numbers.map(service).collect()
+}
+
+/// What does not fit is named in the log and counted, everything else works; with room again it
+/// works too.
+fn what_does_not_fit_is_named(flag: &str, fitting: &[Service], services: &[Service]) {
+    let stage = Stage::with(&Options::default(), services, |agent| {
+        agent.arguments.extend([flag.to_owned(), "16".to_owned()]);
+    });
+    eventually("what doesn't fit is counted", || {
+        stage.metric("node-a", "lb_agent_unfit_service_ports") > 0.0
+    });
+    let served_now = served(&stage, services);
+    let log = stage.log("node-a");
+    for (service, works) in services.iter().zip(&served_now) {
+        let key = format!("default/{}", service.name());
+        let named = log
+            .lines()
+            .any(|line| line.contains("not in the datapath") && line.contains(&format!("{key}:")));
+        assert_eq!(named, !works, "{key} works: {works}, named: {named}\n{log}");
+    }
+    assert!(served_now.contains(&true) && served_now.contains(&false), "{served_now:?}");
+    stage.publish(fitting);
+    eventually("everything fits", || stage.metric("node-a", "lb_agent_unfit_service_ports") == 0.0);
+    assert!(served(&stage, fitting).into_iter().all(|works| works));
+}
+
+#[test]
+fn services_that_do_not_fit_are_named_and_the_others_work() {
+    // Two families with two ports each: four entries a Service.
+    let services = cluster_ips(1..=6, &["pod-a1", "pod-b1"]);
+    what_does_not_fit_is_named("--max-services", &services[4..], &services);
+}
+
+#[test]
+fn services_whose_backends_do_not_fit_are_named_and_the_others_work() {
+    // Elements belong to one Service port each: four a Service, whose backends are the same pod.
+    let services = cluster_ips(1..=6, &["pod-a1"]);
+    what_does_not_fit_is_named("--max-backends", &services[4..], &services);
+}

@@ -1,0 +1,71 @@
+//! Which addresses serve NodePorts, and to whom.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use lb_lab::topology::pod_range;
+use lb_lab::{Family, Options, Request};
+
+use crate::manifest::Service;
+use crate::stage::{Stage, each};
+
+fn loopback(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::LOCALHOST.into(),
+        Family::V6 => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+#[test]
+fn every_address_of_the_node_serves_node_ports_unless_some_are_named() {
+    let service = Service::node_port(1, &["pod-a1", "pod-b1"]);
+    for named in [false, true] {
+        let stage = Stage::with(&Options::default(), std::slice::from_ref(&service), |agent| {
+            if named {
+                let addresses = "10.240.0.0/24,fd00:240::/64".to_owned();
+                agent.arguments.extend(["--nodeport-addresses".into(), addresses]);
+            }
+        });
+        for (family, transport) in each() {
+            let port = service.node_port_number();
+            let request = |to| Request { connected: true, ..Request::new(transport, to, port) };
+            stage.answer("client", &request(stage.address("node-a", family)));
+            // The gateway of node-a's pods is an address of node-a too.
+            let gateway = request(pod_range(1, 1).unwrap().of(family));
+            if named {
+                let failure = stage.failure("client", &gateway);
+                assert_eq!(failure.errno, "ECONNREFUSED", "{family} {transport}");
+            } else {
+                stage.answer("client", &gateway);
+            }
+        }
+    }
+}
+
+#[test]
+fn loopback_serves_node_ports_to_the_nodes_own_sockets_only() {
+    let service = Service::node_port(1, &["pod-a1", "pod-b1"]);
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    for (family, transport) in each() {
+        let request = Request::new(transport, loopback(family), service.node_port_number());
+        let request = Request { connected: true, ..request };
+        for node in ["node-a", "node-b"] {
+            stage.answer(node, &request);
+        }
+        let failure = stage.failure("pod-a1", &request);
+        assert_eq!(failure.errno, "ECONNREFUSED", "{family} {transport}");
+    }
+}
+
+#[test]
+fn pods_and_nodes_reach_node_ports_of_their_own_node_and_of_others() {
+    let service = Service::node_port(1, &["pod-a1", "pod-b1"]);
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    for (family, transport) in each() {
+        for from in ["pod-a2", "node-a", "pod-b2", "node-b"] {
+            for node in ["node-a", "node-b"] {
+                let to = stage.address(node, family);
+                stage.answer(from, &Request::new(transport, to, service.node_port_number()));
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Verdicts and traffic policies: refusals, silence, and who may serve whom.
+
+use std::time::Duration;
+
+use lb_lab::{Options, Request, Transport};
+
+use crate::manifest::{PORT, Service};
+use crate::stage::{Stage, each, eventually};
+
+/// Patience with silence.
+const SILENCE: Duration = Duration::from_millis(300);
+
+#[test]
+fn a_service_without_endpoints_refuses_at_once_at_every_address() {
+    let service = Service::new(1, &[]);
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    for entry in stage.entries(&service) {
+        for (family, transport) in each() {
+            let mut request = Request::new(transport, entry.to.of(family), entry.port);
+            request.connected = true;
+            let what = format!("{} at {}, {family} {transport}", entry.name, entry.node);
+            let failure = stage.failure("client", &request);
+            assert_eq!(failure.errno, "ECONNREFUSED", "{what}");
+            // An answer that comes while the client's kernel is still inside connect() is lost to it
+            // (LockDroppedIcmps); the retransmission a second later is answered again.
+            let limit = if transport == Transport::Tcp { 1_800_000 } else { 500_000 };
+            assert!(failure.micros < limit, "{what}: {failure}");
+        }
+    }
+    for from in ["pod-a1", "node-a"] {
+        for (family, transport) in each() {
+            let request = Request::new(transport, service.cluster_ip().of(family), PORT);
+            let failure = stage.failure(from, &request);
+            assert_eq!(failure.errno, "ECONNREFUSED", "{from} {family} {transport}");
+        }
+    }
+    assert!(stage.metric("node-a", "lb_agent_drops_total{reason=\"no_endpoints\"}") > 0.0);
+}
+
+#[test]
+fn external_policy_local_keeps_the_client_and_is_silent_on_a_node_without_endpoint() {
+    let service = Service { external_local: true, ..Service::new(1, &["pod-a1", "pod-a2"]) };
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    for (entry, client_port) in stage.entries(&service).into_iter().zip(6000..) {
+        for (family, transport) in each() {
+            let what = format!("{} at {}, {family} {transport}", entry.name, entry.node);
+            let mut request = Request::new(transport, entry.to.of(family), entry.port);
+            request.connected = true;
+            // Flows with the same client port, client and backend would have to give way.
+            request.local_port = Some(client_port);
+            if entry.node == "node-a" {
+                let answer = stage.answer("client", &request);
+                assert_eq!(answer.seen, answer.local, "{what}");
+            } else {
+                let failure = stage.failure("client", &request.patience(SILENCE));
+                assert_eq!(failure.errno, "ETIMEDOUT", "{what}");
+            }
+        }
+    }
+    let reason = "lb_agent_drops_total{reason=\"no_local_endpoint\"}";
+    eventually("silent drops are counted", || stage.metric("node-b", reason) > 0.0);
+    // Inside the cluster the policy does not bind: node-b's pods reach node-a's.
+    for (family, transport) in each() {
+        let to = stage.entries(&service)[2].to.of(family);
+        let answer = stage.answer("pod-b1", &Request::new(transport, to, PORT));
+        assert!(answer.server.starts_with("pod-a"), "{family} {transport}");
+    }
+}
+
+#[test]
+fn internal_policy_local_serves_from_the_clients_own_node_or_not_at_all() {
+    let both = Service { internal_local: true, ..Service::new(1, &["pod-a1", "pod-b1"]) };
+    let one = Service { internal_local: true, ..Service::node_port(2, &["pod-a1"]) };
+    let stage = Stage::up(&Options::default(), &[both.clone(), one.clone()]);
+    for (family, transport) in each() {
+        let to = both.cluster_ip().of(family);
+        for (from, server) in [("pod-a2", "pod-a1"), ("pod-b2", "pod-b1"), ("node-b", "pod-b1")] {
+            for _ in 0..8 {
+                let answer = stage.answer(from, &Request::new(transport, to, PORT));
+                assert_eq!(answer.server, server, "{from} {family} {transport}");
+            }
+        }
+        let to = one.cluster_ip().of(family);
+        let request = Request::new(transport, to, PORT).patience(SILENCE);
+        stage.failure("pod-b2", &request);
+        // The NodePort follows the external policy.
+        let to = stage.address("node-b", family);
+        let answer = stage.answer("client", &Request::new(transport, to, one.node_port_number()));
+        assert_eq!(answer.server, "pod-a1", "{family} {transport}");
+    }
+}
+
+#[test]
+fn cluster_ips_with_other_ports_are_no_services() {
+    let service = Service::new(1, &["pod-a1"]);
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    for (family, transport) in each() {
+        let to = service.cluster_ip().of(family);
+        let request = Request::new(transport, to, 81).patience(SILENCE);
+        // Whatever the network says to it: no server of ours answers.
+        stage.failure("pod-a2", &request);
+    }
+    let request = Request::new(Transport::Tcp, service.cluster_ip().v4.into(), PORT);
+    assert_eq!(stage.answer("pod-a2", &request).server, "pod-a1");
+}

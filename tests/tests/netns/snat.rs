@@ -1,0 +1,93 @@
+//! Source ports of flows to remote backends.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use lb_lab::{Family, Options, Request, Transport};
+
+use crate::manifest::Service;
+use crate::stage::{Stage, each, eventually};
+
+/// The smallest range that the agent accepts.
+const TINY: (u16, u16) = (20_000, 20_255);
+
+fn with_tiny_range(services: &[Service]) -> Stage {
+    Stage::with(&Options::default(), services, |agent| {
+        let range = format!("{}-{}", TINY.0, TINY.1);
+        agent.arguments.extend(["--snat-port-range".into(), range]);
+    })
+}
+
+#[test]
+fn source_ports_are_none_that_the_nodes_own_sockets_or_node_ports_use() {
+    let service = Service::node_port(1, &["pod-b1"]);
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let text = stage.run("node-a", &["cat", "/proc/sys/net/ipv4/ip_local_port_range"]);
+    let range: Vec<u16> = text.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    let mut ports = BTreeSet::new();
+    for (family, transport) in each() {
+        let to = stage.address("node-a", family);
+        let request = Request::new(transport, to, service.node_port_number());
+        for _ in 0..50 {
+            let port = stage.answer("client", &request).seen.port();
+            assert!(!(range[0]..=range[1]).contains(&port), "{port} is the kernel's");
+            assert!(!(30_000..=32_767).contains(&port), "{port} is a NodePort");
+            assert!(port >= 1024, "{port} is a system port");
+            ports.insert(port);
+        }
+    }
+    assert!(ports.len() > 150, "only {} ports for 200 flows", ports.len());
+}
+
+#[test]
+fn a_port_where_a_socket_of_the_node_listens_is_never_taken() {
+    let service = Service::node_port(1, &["pod-b1"]);
+    let stage = with_tiny_range(std::slice::from_ref(&service));
+    let node = stage.lab().peer("node-a").unwrap();
+    let taken: BTreeSet<u16> = (TINY.0..=TINY.1).filter(|port| port % 4 == 0).collect();
+    for transport in Transport::BOTH {
+        for port in &taken {
+            node.serve(transport, "::".parse().unwrap(), *port).unwrap();
+        }
+    }
+    for (family, transport) in each() {
+        let to = stage.address("node-a", family);
+        let request = Request::new(transport, to, service.node_port_number());
+        for _ in 0..60 {
+            let port = stage.answer("client", &request).seen.port();
+            assert!((TINY.0..=TINY.1).contains(&port), "{family} {transport}: {port}");
+            assert!(!taken.contains(&port), "{family} {transport}: {port} is a socket's");
+        }
+    }
+}
+
+#[test]
+fn exhausted_ports_are_counted_and_existing_flows_go_on() {
+    let service = Service::node_port(1, &["pod-b1"]);
+    let stage = with_tiny_range(std::slice::from_ref(&service));
+    let reason = "lb_agent_drops_total{reason=\"snat_exhausted\"}";
+    for family in Family::BOTH {
+        let to = stage.address("node-a", family);
+        let port = service.node_port_number();
+        let old: Vec<_> = Transport::BOTH
+            .map(|transport| {
+                Request::new(transport, to, port).keep(format!("{family} {transport}"))
+            })
+            .into();
+        for request in &old {
+            stage.answer("client", request);
+        }
+        let before = stage.metric("node-a", reason);
+        let many = Request::udp(to, port).times(400).patience(Duration::from_millis(20));
+        let outcomes = stage.lab().peer("client").unwrap().request(&many).unwrap();
+        let lost = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+        // A few sockets get a port that an earlier one had, and continue its flow.
+        assert!((100..=300).contains(&lost), "{family}: {lost} of 400 flows found no port of 256");
+        eventually("drops are counted", || stage.metric("node-a", reason) - before >= lost as f64);
+        for request in &old {
+            stage.answer("client", request);
+        }
+        // The other transport has ports of its own.
+        stage.answer("client", &Request::tcp(to, port));
+    }
+}
