@@ -1,5 +1,6 @@
 //! Tests against the real kernel.
 
+pub mod bench;
 pub mod cluster;
 pub mod packet;
 pub mod report;

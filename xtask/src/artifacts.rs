@@ -7,7 +7,7 @@ use crate::workspace;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 /// A test binary of libtest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +106,23 @@ fn package_name(id: &str) -> &str {
 pub fn build() -> Result<Artifacts> {
     let mut cargo = workspace::cargo();
     cargo.args(["build", "--workspace", "--exclude", "lb-ebpf", "--lib", "--bins", "--tests"]);
+    run(cargo)
+}
+
+/// Builds some programs with optimisation, showing cargo's own progress.
+///
+/// # Errors
+/// When the build fails; cargo's messages went to stderr.
+pub fn build_optimised(packages: &[&str], programs: &[&str]) -> Result<Artifacts> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--release"]);
+    cargo.args(packages.iter().flat_map(|package| ["--package", package]));
+    cargo.args(programs.iter().flat_map(|program| ["--bin", program]));
+    run(cargo)
+}
+
+/// Runs a build and reads what it made.
+fn run(mut cargo: Command) -> Result<Artifacts> {
     cargo.arg("--message-format=json-render-diagnostics");
     let output = cargo
         .stdin(Stdio::null())
