@@ -99,6 +99,24 @@ pub fn start_loads(stage: &Stage, service: &Service) -> Vec<(&'static str, Strin
     loads
 }
 
+/// Starts loads from outside that keep their sockets, with a bulk of data in each request.
+pub fn start_persistent_loads(
+    stage: &Stage,
+    service: &Service,
+) -> Vec<(&'static str, String, u64)> {
+    let mut loads = Vec::new();
+    for (family, transport) in each() {
+        let bytes = if transport == Transport::Tcp { 100_000 } else { 4000 };
+        let request = request(stage, service, Some("node-a"), family, transport);
+        let name = format!("client → {transport} {}, kept", request.to);
+        let request = request.payloads(bytes, bytes);
+        let pause = Duration::from_millis(5);
+        let load = Load { persistent: true, workers: 2, pause, ..Load::new(request) };
+        loads.push(("client", name, stage.lab().peer("client").unwrap().start_load(load).unwrap()));
+    }
+    loads
+}
+
 /// Ends them; each must have been served without a failure.
 pub fn stop_loads(stage: &Stage, loads: Vec<(&'static str, String, u64)>) {
     for (from, name, load) in loads {
@@ -112,7 +130,8 @@ pub fn stop_loads(stage: &Stage, loads: Vec<(&'static str, String, u64)>) {
 fn a_backend_leaves_and_comes_back_under_load_and_no_request_is_lost() {
     let both = Service::node_port(1, &["pod-b1", "pod-b2"]);
     let stage = Stage::up(&Options::default(), std::slice::from_ref(&both));
-    let loads = start_loads(&stage, &both);
+    let mut loads = start_loads(&stage, &both);
+    loads.extend(start_persistent_loads(&stage, &both));
     for _ in 0..5 {
         for backends in [&["pod-b1"][..], &["pod-b1", "pod-b2"], &["pod-b2"], &["pod-b2", "pod-b1"]]
         {
@@ -121,4 +140,61 @@ fn a_backend_leaves_and_comes_back_under_load_and_no_request_is_lost() {
         }
     }
     stop_loads(&stage, loads);
+}
+
+/// Opens a kept, connected socket on every way over both families and transports.
+fn open_sockets(stage: &Stage, service: &Service) -> Vec<(&'static str, Request)> {
+    let mut sockets = Vec::new();
+    for (from, node) in WAYS {
+        for (family, transport) in each() {
+            let name = format!("{node:?} {family} {transport}");
+            let ask = request(stage, service, node, family, transport).keep(name);
+            // Unconnected sockets never hear of a refusal from outside.
+            let ask = Request { connected: from == "client", ..ask };
+            stage.answer(from, &ask);
+            sockets.push((from, ask));
+        }
+    }
+    sockets
+}
+
+#[test]
+fn a_changed_target_port_moves_udp_sockets_and_leaves_tcp_connections() {
+    let old = Service::node_port(1, &["pod-b1"]);
+    let new = Service { target_port: 8081, ..old.clone() };
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&old));
+    let pod = stage.lab().peer("pod-b1").unwrap();
+    for transport in Transport::BOTH {
+        let address = "::".parse().unwrap();
+        let serve = lb_lab::Serve { transport, address, port: 8081, name: "new port".into() };
+        pod.serve_as(serve).unwrap();
+    }
+    let sockets = open_sockets(&stage, &old);
+    stage.publish(std::slice::from_ref(&new));
+    for (from, ask) in sockets {
+        let moves = ask.transport == Transport::Udp;
+        let expected = if moves { "new port" } else { "pod-b1" };
+        assert_eq!(stage.answer(from, &ask).server, expected, "{from} {:?}", ask.keep);
+    }
+}
+
+#[test]
+fn udp_sockets_are_refused_when_the_last_endpoint_or_the_service_goes() {
+    let service = Service::node_port(1, &["pod-b1"]);
+    let other = Service::node_port(2, &["pod-a1"]);
+    let stage = Stage::up(&Options::default(), &[service.clone(), other.clone()]);
+    for left in [vec![Service::node_port(1, &[]), other.clone()], vec![other.clone()]] {
+        let sockets = open_sockets(&stage, &service);
+        let gone = left.len() == 1;
+        stage.publish(&left);
+        for (from, ask) in &sockets {
+            if ask.transport == Transport::Udp && (*from == "client" || !gone) {
+                let failure = stage.failure(from, ask);
+                assert_eq!(failure.errno, "ECONNREFUSED", "{from} {:?} {gone}", ask.keep);
+            }
+            // A failure has closed it already.
+            let _ = stage.lab().peer(from).unwrap().forget(ask.keep.as_deref().unwrap());
+        }
+        stage.publish(&[service.clone(), other.clone()]);
+    }
 }

@@ -61,3 +61,34 @@ fn services_whose_backends_do_not_fit_are_named_and_the_others_work() {
     let services = cluster_ips(1..=6, &["pod-a1"]);
     what_does_not_fit_is_named("--max-backends", &services[4..], &services);
 }
+
+#[test]
+fn connections_outlive_the_eviction_of_their_flows_from_a_full_table() {
+    let services =
+        [Service::node_port(1, &["pod-a1", "pod-b1"]), Service::node_port(2, &["pod-b2"])];
+    let stage = Stage::with(&Options::default(), &services, |agent| {
+        let [flag, flows] = ["--max-flows", "1024"].map(str::to_owned);
+        let at = agent.arguments.iter().position(|argument| *argument == flag).unwrap();
+        agent.arguments[at + 1] = flows;
+    });
+    let mut open = Vec::new();
+    for family in lb_lab::Family::BOTH {
+        let to = stage.address("node-a", family);
+        for number in 0..8 {
+            let name = format!("{family} {number}");
+            let request = Request::tcp(to, services[0].node_port_number()).keep(name);
+            let server = stage.answer("client", &request).server;
+            open.push((request.payloads(100_000, 100_000), server));
+        }
+    }
+    for family in lb_lab::Family::BOTH {
+        let to = stage.address("node-a", family);
+        let crowd = Request::udp(to, services[1].node_port_number()).times(4000);
+        let outcomes = stage.lab().peer("client").unwrap().request(&crowd).unwrap();
+        let lost = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+        assert_eq!(lost, 0, "{family}: of 4000 datagrams");
+    }
+    for (request, server) in &open {
+        assert_eq!(stage.answer("client", request).server, *server, "{:?}", request.keep);
+    }
+}

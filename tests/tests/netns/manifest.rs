@@ -127,15 +127,17 @@ impl Service {
             .iter()
             .map(|name| {
                 let host = topology.host(name).unwrap();
-                let node = match &host.role {
-                    Role::Pod { node, .. } => node.clone(),
-                    Role::Fabric | Role::Node { .. } | Role::Client | Role::Site | Role::Edge => {
-                        name.clone()
-                    }
-                };
                 let [v4, v6] = host.address.both();
                 let address = if address_type == "IPv4" { v4 } else { v6 };
-                json!({ "addresses": [address], "nodeName": node, "conditions": { "ready": true } })
+                let mut endpoint =
+                    json!({ "addresses": [address], "conditions": { "ready": true } });
+                match &host.role {
+                    Role::Pod { node, .. } => endpoint["nodeName"] = node.clone().into(),
+                    Role::Node { .. } => endpoint["nodeName"] = name.clone().into(),
+                    // Outside the cluster.
+                    Role::Fabric | Role::Client | Role::Site | Role::Edge => {}
+                }
+                endpoint
             })
             .collect();
         json!({

@@ -1,12 +1,13 @@
 //! Which addresses serve NodePorts, and to whom.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use lb_lab::topology::pod_range;
 use lb_lab::{Family, Options, Request};
 
 use crate::manifest::Service;
-use crate::stage::{Stage, each};
+use crate::stage::{Stage, each, eventually};
 
 fn loopback(family: Family) -> IpAddr {
     match family {
@@ -66,6 +67,39 @@ fn pods_and_nodes_reach_node_ports_of_their_own_node_and_of_others() {
                 let to = stage.address(node, family);
                 stage.answer(from, &Request::new(transport, to, service.node_port_number()));
             }
+        }
+    }
+}
+
+#[test]
+fn an_address_that_comes_serves_node_ports_and_one_that_goes_no_longer_does() {
+    let service = Service::node_port(1, &["pod-a1", "pod-b1"]);
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let added: [IpAddr; 2] = ["10.240.0.77".parse().unwrap(), "fd00:240::77".parse().unwrap()];
+    let requests: Vec<_> = added
+        .into_iter()
+        .flat_map(|address| {
+            lb_lab::Transport::BOTH
+                .map(|transport| Request::new(transport, address, service.node_port_number()))
+        })
+        .map(|request| Request { connected: true, ..request }.patience(Duration::from_millis(500)))
+        .collect();
+    for _ in 0..2 {
+        let lines =
+            "address add 10.240.0.77/24 dev eth0\naddress add fd00:240::77/64 dev eth0 nodad";
+        stage.lab().ip("node-a", lines).unwrap();
+        for request in &requests {
+            let what = format!("{} serves {}", request.to, request.transport);
+            eventually(&what, || stage.ask("client", request).is_ok());
+        }
+        stage.lab().ip("node-a", &lines.replace("add ", "del ").replace(" nodad", "")).unwrap();
+        for request in &requests {
+            let what = format!("{} serves {} no longer", request.to, request.transport);
+            eventually(&what, || stage.ask("client", request).is_err());
+        }
+        for (family, transport) in each() {
+            let to = stage.address("node-a", family);
+            stage.answer("client", &Request::new(transport, to, service.node_port_number()));
         }
     }
 }

@@ -130,3 +130,36 @@ fn traffic_that_is_no_services_is_left_alone() {
         );
     }
 }
+
+#[test]
+fn endpoints_on_the_nodes_own_network_and_outside_the_cluster_are_served_too() {
+    let port = 8090;
+    let service =
+        |number, host: &str| Service { target_port: port, ..Service::node_port(number, &[host]) };
+    let services = [service(1, "node-a"), service(2, "node-b"), service(3, "site")];
+    for masquerade in [false, true] {
+        let options = Options { masquerade, ..Options::default() };
+        let stage = Stage::up(&options, &services);
+        for service in &services {
+            let host = service.backends[0].as_str();
+            let peer = stage.lab().peer(host).unwrap();
+            for transport in lb_lab::Transport::BOTH {
+                peer.serve(transport, "::".parse().unwrap(), port).unwrap();
+            }
+            for (family, transport) in each() {
+                for node in ["node-a", "node-b"] {
+                    let what = format!("{host} through {node}, {family} {transport}");
+                    let to = stage.address(node, family);
+                    let request = Request::new(transport, to, service.node_port_number());
+                    let answer = stage.answer("client", &request);
+                    let source = if host == node { "client" } else { node };
+                    assert_eq!(answer.seen.ip(), stage.address(source, family), "{what}");
+                }
+                let to = service.cluster_ip().of(family);
+                for from in ["pod-a1", "node-a", "node-b"] {
+                    stage.answer(from, &Request::new(transport, to, PORT));
+                }
+            }
+        }
+    }
+}

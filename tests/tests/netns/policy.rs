@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_lab::{Options, Request, Transport};
+use lb_lab::{Options, PodNetwork, Request, Transport};
 
 use crate::manifest::{PORT, Service};
 use crate::stage::{Stage, each, eventually};
@@ -39,8 +39,16 @@ fn a_service_without_endpoints_refuses_at_once_at_every_address() {
 
 #[test]
 fn external_policy_local_keeps_the_client_and_is_silent_on_a_node_without_endpoint() {
+    let masquerade = Options { masquerade: true, ..Options::default() };
+    let overlay = Options { pod_network: PodNetwork::Vxlan, ..masquerade.clone() };
+    for options in [Options::default(), masquerade, overlay] {
+        external_policy_local(&options);
+    }
+}
+
+fn external_policy_local(options: &Options) {
     let service = Service { external_local: true, ..Service::new(1, &["pod-a1", "pod-a2"]) };
-    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let stage = Stage::up(options, std::slice::from_ref(&service));
     for (entry, client_port) in stage.entries(&service).into_iter().zip(6000..) {
         for (family, transport) in each() {
             let what = format!("{} at {}, {family} {transport}", entry.name, entry.node);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lb_lab::{Options, Request};
 
-use crate::change::{start_loads, stop_loads};
+use crate::change::{start_loads, start_persistent_loads, stop_loads};
 use crate::manifest::Service;
 use crate::stage::{Stage, each};
 
@@ -12,7 +12,8 @@ use crate::stage::{Stage, each};
 fn agents_are_killed_ended_and_restarted_under_load_and_no_request_is_lost() {
     let service = Service::node_port(1, &["pod-b1", "pod-b2"]);
     let mut stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
-    let loads = start_loads(&stage, &service);
+    let mut loads = start_loads(&stage, &service);
+    loads.extend(start_persistent_loads(&stage, &service));
     for node in ["node-a", "node-b"] {
         stage.kill_agent(node);
         std::thread::sleep(Duration::from_millis(100));
