@@ -1,5 +1,5 @@
 //! Ten thousand Services with ten endpoints each, as an API server shows them. Even numbers are IPv4,
-//! odd ones IPv6; every fifth has a NodePort (and so a Maglev table); endpoints are spread over a hundred
+//! odd ones IPv6; every 25th has a NodePort (and so a Maglev table); endpoints are spread over a hundred
 //! nodes in three zones.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -62,8 +62,8 @@ fn metadata(service: u32, suffix: &str, version: u32) -> Value {
 /// A Service.
 pub(super) fn service(service: u32) -> Value {
     let (address, family) = (cluster_ip(service), family(service));
-    let kind = if service.is_multiple_of(5) { "NodePort" } else { "ClusterIP" };
-    let node_port = service.is_multiple_of(5).then_some(30_000 + service / 5);
+    let kind = if service.is_multiple_of(25) { "NodePort" } else { "ClusterIP" };
+    let node_port = service.is_multiple_of(25).then_some(30_000 + service / 25);
     json!({
         "metadata": metadata(service, "", service + 1),
         "spec": {

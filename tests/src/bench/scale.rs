@@ -57,7 +57,7 @@ fn measure_inside(lab: &Lab, report: &mut Report) -> Result<()> {
         &format!(
             "The agent's own modules (convert, Planner, NodeDatapath) in one thread of one process, into \
              pinned maps of the default sizes. Half of the Services are IPv4, half IPv6, one TCP port \
-             each; every fifth has a NodePort and so a Maglev table. A change replaces one endpoint of one Service: from the EndpointSlice's JSON to a \
+             each; every 25th has a NodePort and so a Maglev table. A change replaces one endpoint of one Service: from the EndpointSlice's JSON to a \
              read by bpf(2) that finds the new set behind the Service's address; {CHANGES} changes."
         ),
     );
