@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use aya::programs::TcAttachType;
 use lb_lab::{Options, Request};
 
 use crate::foreign::Foreign;
@@ -13,17 +14,20 @@ fn foreign_programs_behind_ours_see_what_we_pass_on_and_what_we_translate_for_lo
     let services = [Service::node_port(1, &["pod-a1"])];
     let stage = Stage::up(&Options::default(), &services);
     let directions = ["ingress", "egress"];
-    let foreign = directions.map(|direction| Foreign::filter(&stage, "node-a", "eth0", direction));
+    let filters = directions.map(|direction| Foreign::filter(&stage, "node-a", "eth0", direction));
+    let tcx = [TcAttachType::Ingress, TcAttachType::Egress]
+        .map(|direction| Foreign::tcx(&stage, "node-a", "eth0", direction));
+    let foreign: Vec<_> = filters.into_iter().chain(tcx).collect();
     for (family, transport) in each() {
         for (to, port) in [
             (stage.address("node-a", family), services[0].node_port_number()),
             (stage.address("pod-a1", family), 8080),
         ] {
-            let before = foreign.each_ref().map(Foreign::runs);
+            let before: Vec<_> = foreign.iter().map(Foreign::runs).collect();
             stage.answer("client", &Request::new(transport, to, port));
-            for ((program, before), direction) in foreign.iter().zip(before).zip(directions) {
-                assert!(program.runs() > before, "{family} {transport} {to} {direction}");
-            }
+            let after: Vec<_> = foreign.iter().map(Foreign::runs).collect();
+            let all_ran = before.iter().zip(&after).all(|(before, after)| after > before);
+            assert!(all_ran, "{family} {transport} {to}: {before:?}, then {after:?}");
         }
     }
 }
@@ -45,6 +49,7 @@ fn cleanup_removes_everything_of_ours_and_nothing_else() {
         let to = service.cluster_ip().of(family);
         stage.answer("pod-a2", &Request::new(transport, to, PORT));
     }
+    let tcx = Foreign::tcx(&stage, "node-a", "eth0", TcAttachType::Ingress);
     stage.agent_says("node-a", &["cleanup"]);
     let left = fs::read_dir(&bpffs).unwrap().map(|entry| entry.unwrap().file_name());
     let left = left.map(|name| name.into_string().unwrap());
@@ -56,6 +61,7 @@ fn cleanup_removes_everything_of_ours_and_nothing_else() {
         let filters = stage.run("node-a", &["tc", "filter", "show", "dev", "eth0", direction]);
         assert!(filters.contains("foreign-"), "{direction}: {filters}");
     }
+    let before = tcx.runs();
     for (family, transport) in each() {
         let failure = stage.failure("client", &request(&stage, family, transport));
         assert_eq!(failure.errno, "ECONNREFUSED", "{family} {transport}");
@@ -66,6 +72,7 @@ fn cleanup_removes_everything_of_ours_and_nothing_else() {
         let direct = Request::new(transport, stage.address("pod-a1", family), 8080);
         stage.answer("client", &direct);
     }
+    assert!(tcx.runs() > before, "a foreign program goes on");
     // Twice is no error, and a new agent starts from nothing.
     stage.agent_says("node-a", &["cleanup"]);
     stage.start_agent("node-a");

@@ -1,10 +1,13 @@
 //! Programs of somebody else on the devices of a lab: they see packets and change nothing.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, Xdp};
 use aya::sys::Stats;
 use aya::{Ebpf, EbpfLoader};
+use nix::sched::{CloneFlags, setns};
 
 use crate::stage::Stage;
 
@@ -43,6 +46,26 @@ impl Foreign {
         let output = command.arg("object-pinned").arg(&pin).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Self { program: id, _statistics: statistics, _object: object }
+    }
+
+    /// A TCX program, behind those that are there.
+    pub fn tcx(stage: &Stage, host: &str, device: &str, direction: TcAttachType) -> Self {
+        let statistics = aya::sys::enable_stats(Stats::RunTime).unwrap();
+        let namespace = File::open(stage.lab().namespace(host).unwrap()).unwrap();
+        let device = device.to_owned();
+        // A thread of its own: it is in the other namespace for the rest of its life.
+        let attach = move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            let mut object = object();
+            let program = object.program_mut("tc_egress").unwrap();
+            let program: &mut SchedClassifier = program.try_into().unwrap();
+            program.load().unwrap();
+            let order = TcAttachOptions::TcxOrder(LinkOrder::last());
+            program.attach_with_options(&device, direction, order).unwrap();
+            (program.info().unwrap().id(), object)
+        };
+        let (program, object) = std::thread::spawn(attach).join().unwrap();
+        Self { program, _statistics: statistics, _object: object }
     }
 
     /// How many packets it has seen.

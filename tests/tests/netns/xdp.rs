@@ -5,14 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lb_lab::{Options, Request, Xdp};
+use lb_lab::{Family, Options, Request, Transport, Xdp};
 
 use crate::foreign::Foreign;
 use crate::manifest::Service;
 use crate::stage::{Stage, each, eventually};
 
 fn stage(xdp: Xdp, services: &[Service]) -> Stage {
-    let options = Options { checksum_offload: false, ..Options::default() };
+    with(xdp, Options::default(), services)
+}
+
+fn with(xdp: Xdp, options: Options, services: &[Service]) -> Stage {
+    let options = Options { checksum_offload: false, ..options };
     let stage = Stage::with(&options, services, |agent| agent.xdp = xdp);
     if xdp == Xdp::Native {
         // A veth takes what the XDP program of its peer sends only if it has a program itself.
@@ -65,7 +69,7 @@ fn xdp_carries_flows_to_remote_backends(xdp: Xdp) {
         eventually("new flows fail", || stage.ask("client", &request).is_err());
     }
     for request in open {
-        let bytes = if request.transport == lb_lab::Transport::Tcp { 1 << 20 } else { 1000 };
+        let bytes = if request.transport == Transport::Tcp { 1 << 20 } else { 1000 };
         stage.answer("client", &request.payloads(bytes, bytes));
     }
 }
@@ -101,6 +105,43 @@ fn xdp_leaves_everything_else_to_the_stack() {
             let mut refused = Request::new(transport, stage.address("node-a", family), 81);
             refused.connected = true;
             assert_eq!(stage.failure("client", &refused).errno, "ECONNREFUSED", "{xdp} {family}");
+        }
+    }
+}
+
+#[test]
+fn large_packets_fragments_and_errors_pass_with_xdp_as_without() {
+    for xdp in [Xdp::Generic, Xdp::Native] {
+        let services = [
+            Service::node_port(1, &["pod-a1"]),
+            Service::node_port(2, &["pod-b1"]),
+            Service { target_port: 9, ..Service::node_port(3, &["pod-b1"]) },
+        ];
+        let options = Options { client_path_mtu: Some(1300), ..Options::default() };
+        let stage = with(xdp, options, &services);
+        for family in Family::BOTH {
+            let to = stage.address("node-a", family);
+            for service in &services[..2] {
+                let port = service.node_port_number();
+                let datagram = Request::udp(to, port).connected();
+                let datagram = datagram.patience(Duration::from_millis(500));
+                let datagram = datagram.payloads(4000, 4000);
+                // IPv6 routers don't fragment: one request is lost until the client knows the path's
+                // MTU, one answer until the server does.
+                let _ = stage.ask("client", &datagram);
+                let _ = stage.ask("client", &datagram);
+                stage.answer("client", &datagram);
+                for (up, down) in [(0, 1 << 20), (1 << 20, 0)] {
+                    let request = Request::tcp(to, port).payloads(up, down);
+                    stage.answer("client", &request.patience(Duration::from_secs(10)));
+                }
+            }
+            for transport in Transport::BOTH {
+                let request = Request::new(transport, to, services[2].node_port_number());
+                let request = Request { connected: true, ..request };
+                let failure = stage.failure("client", &request);
+                assert_eq!(failure.errno, "ECONNREFUSED", "{xdp} {family} {transport}");
+            }
         }
     }
 }
