@@ -77,6 +77,12 @@ pub trait Frame {
     /// Where the IP header starts, bytes from the start of the frame.
     const IP_OFFSET: u32;
 
+    /// The same value, with nothing known about it any more. A verifier that follows each way
+    /// through a loop with what it knows then sees one way behind it (Linux 6.1 counts a million
+    /// instructions otherwise).
+    ///
+    /// `None` never happens; it is how a hook says that it has no memory to forget in.
+    fn opaque(&self, value: u32) -> Option<u32>;
     /// Reads a value at `offset` bytes from the start; `None` past the end.
     fn load<T: Pod>(&self, offset: u32) -> Option<T>;
     /// Writes a value; `false` past the end or when the packet can't be written.

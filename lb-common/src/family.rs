@@ -59,6 +59,8 @@ pub trait Family: Copy + Eq + Hash + Debug + 'static {
     fn widen(address: Self::Addr) -> Address;
     /// Back from the common form; the caller knows that the family fits.
     fn narrow(address: Address) -> Self::Addr;
+    /// Copies an address word by word (see [`crate::abi::Flow::copy_from`]).
+    fn copy(to: &mut Self::Addr, from: &Self::Addr);
     /// One's complement sum of the address, for checksums.
     fn sum(address: Self::Addr) -> Sum;
     /// A well-mixed 32-bit word of the address, for hashes.
@@ -93,6 +95,10 @@ impl Family for V4 {
         Addr4(address.words()[3])
     }
     #[inline(always)]
+    fn copy(to: &mut Addr4, from: &Addr4) {
+        to.0 = from.0;
+    }
+    #[inline(always)]
     fn sum(address: Addr4) -> Sum {
         Sum::of_word(address.0)
     }
@@ -120,6 +126,15 @@ impl Family for V6 {
     #[inline(always)]
     fn narrow(address: Address) -> Addr6 {
         Addr6(address.words())
+    }
+    #[inline(always)]
+    fn copy(to: &mut Addr6, from: &Addr6) {
+        let [a, b, c, d] = &from.0;
+        let [to_a, to_b, to_c, to_d] = &mut to.0;
+        *to_a = *a;
+        *to_b = *b;
+        *to_c = *c;
+        *to_d = *d;
     }
     #[inline(always)]
     fn sum(address: Addr6) -> Sum {

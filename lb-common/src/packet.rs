@@ -208,6 +208,52 @@ impl ReadHeader for V4 {
     }
 }
 
+/// Values of [`Walk::fragment`].
+const WHOLE: u32 = 0;
+const FIRST: u32 = 1;
+const LATER: u32 = 2;
+
+/// A walk over IPv6 extension headers. Plain numbers: each step makes them opaque, so that the
+/// verifier sees one state behind it, whichever header it was.
+struct Walk {
+    protocol: u32,
+    payload: u32,
+    fragment: u32,
+    id: u32,
+}
+
+impl Walk {
+    /// Steps over one header; `Some(false)` when there is none, `None` when it is cut off.
+    #[inline(always)]
+    fn step<E: Frame>(&mut self, frame: &E) -> Option<bool> {
+        match self.protocol as u8 {
+            ip::HOP_BY_HOP | ip::ROUTING | ip::DESTINATION_OPTIONS => {
+                let extension: Ipv6Extension = frame.load(self.payload)?;
+                self.protocol = extension.next_header as u32;
+                self.payload += (extension.len as u32 + 1) * 8;
+            }
+            ip::FRAGMENT => {
+                let header: Ipv6Fragment = frame.load(self.payload)?;
+                self.protocol = header.next_header as u32;
+                self.payload += 8;
+                self.id = header.id;
+                let offset_more = header.offset_more.get();
+                self.fragment = match (offset_more >> 3, offset_more & 1) {
+                    (0, 0) => WHOLE,
+                    (0, _) => FIRST,
+                    (_, _) => LATER,
+                };
+            }
+            _ => return Some(false),
+        }
+        self.protocol = frame.opaque(self.protocol)?;
+        self.payload = frame.opaque(self.payload)?;
+        self.fragment = frame.opaque(self.fragment)?;
+        self.id = frame.opaque(self.id)?;
+        Some(true)
+    }
+}
+
 impl ReadHeader for V6 {
     #[inline(always)]
     fn read<E: Frame>(frame: &E, offset: u32) -> Option<Header<Self>> {
@@ -215,45 +261,33 @@ impl ReadHeader for V6 {
         if (u32::from_be(header.version_class_flow) >> 28) != 6 {
             return None;
         }
-        let mut protocol = header.next_header;
-        let mut payload = offset + Self::HEADER_LEN;
-        let mut part = Part::Whole;
+        let mut walk = Walk {
+            protocol: header.next_header as u32,
+            payload: offset + Self::HEADER_LEN,
+            fragment: WHOLE,
+            id: 0,
+        };
         if !E::FIXED_HEADERS {
             // Bounded, so that the verifier can follow; a longer chain is nobody's honest packet.
             for _ in 0..MAX_EXTENSIONS {
-                match protocol {
-                    ip::HOP_BY_HOP | ip::ROUTING | ip::DESTINATION_OPTIONS => {
-                        let extension: Ipv6Extension = frame.load(payload)?;
-                        protocol = extension.next_header;
-                        payload += (extension.len as u32 + 1) * 8;
-                    }
-                    ip::FRAGMENT => {
-                        let fragment: Ipv6Fragment = frame.load(payload)?;
-                        protocol = fragment.next_header;
-                        payload += 8;
-                        let offset_more = fragment.offset_more.get();
-                        part = match (offset_more >> 3, offset_more & 1) {
-                            (0, 0) => Part::Whole,
-                            (0, _) => Part::First(fragment.id),
-                            (_, _) => Part::Later(fragment.id),
-                        };
-                        if let Part::Later(_) = part {
-                            break;
-                        }
-                    }
-                    _ => break,
+                if walk.fragment == LATER || !walk.step(frame)? {
+                    break;
                 }
             }
         }
         Some(Header {
             source: header.source,
             destination: header.destination,
-            protocol,
+            protocol: walk.protocol as u8,
             hop_limit: header.hop_limit,
             dont_fragment: true,
-            part,
+            part: match walk.fragment {
+                FIRST => Part::First(walk.id),
+                LATER => Part::Later(walk.id),
+                _ => Part::Whole,
+            },
             length: header.payload_len.get() as u32 + Self::HEADER_LEN,
-            payload,
+            payload: walk.payload,
         })
     }
 

@@ -18,7 +18,7 @@ use lb_common::packet::{FragmentKey, Packet};
 use lb_common::wire::checksum::Sum;
 use lb_common::wire::transport::Ports;
 
-use crate::fib::{Answer, Fib};
+use crate::fib::Answer;
 use crate::maps::{self, FamilyMaps};
 
 /// Negative errno of a key that exists already.
@@ -28,14 +28,12 @@ const EEXIST: i32 = -17;
 pub struct Kernel<C> {
     /// The program's context.
     pub context: C,
-    /// The last route answer: where a forwarded packet goes.
-    pub fib: Fib,
 }
 
 impl<C> Kernel<C> {
     #[inline(always)]
     pub fn new(context: C) -> Self {
-        Self { context, fib: Fib::EMPTY }
+        Self { context }
     }
 }
 
@@ -137,6 +135,16 @@ impl<C: PacketContext> Frame for Kernel<C> {
     const IP_OFFSET: u32 = C::IP_OFFSET;
 
     #[inline(always)]
+    fn opaque(&self, value: u32) -> Option<u32> {
+        let cell = maps::OPAQUE.get_ptr_mut(0)?;
+        // SAFETY: this CPU's element. Volatile: the point is that it is read again.
+        unsafe {
+            core::ptr::write_volatile(cell, value);
+            Some(core::ptr::read_volatile(cell))
+        }
+    }
+
+    #[inline(always)]
     fn load<T: Pod>(&self, offset: u32) -> Option<T> {
         self.context.load(offset)
     }
@@ -194,8 +202,11 @@ impl<F: FamilyMaps, C: PacketContext> Env<F> for Kernel<C> {
 
     #[inline(always)]
     fn route(&mut self, query: &RouteQuery<F>) -> Route {
+        let Some(fib) = maps::fib() else {
+            return Route::Elsewhere;
+        };
         let context: *mut c_void = self.context.as_ptr();
-        let answer = self.fib.lookup(context, self.context.device(), query);
+        let answer = fib.lookup(context, self.context.device(), query);
         self.context.route(answer)
     }
 

@@ -10,7 +10,7 @@ use lb_common::family::Family;
 /// `struct bpf_fib_lookup` (include/uapi/linux/bpf.h), with the members of its unions that are
 /// used here. 64 bytes in every kernel that has it.
 #[derive(Clone, Copy)]
-#[repr(C, align(4))]
+#[repr(C, align(8))]
 pub struct Fib {
     /// AF_INET or AF_INET6; on return that of the next hop.
     pub family: u8,
@@ -53,20 +53,16 @@ pub enum Answer {
 }
 
 impl Fib {
-    pub const EMPTY: Self = Self {
-        family: 0,
-        protocol: 0,
-        source_port: 0,
-        destination_port: 0,
-        length_or_mtu: 0,
-        device: 0,
-        flow_info: 0,
-        source: [0; 4],
-        destination: [0; 4],
-        vlan: [0; 2],
-        source_mac: [0; 6],
-        destination_mac: [0; 6],
-    };
+    /// Word by word and volatile: otherwise the compiler calls `memset`, a loop over bytes in a
+    /// function of its own, behind which the verifier of Linux 6.1 takes no two states for equal.
+    #[inline(always)]
+    fn clear(&mut self) {
+        let words = (self as *mut Self).cast::<u64>();
+        for index in 0..size_of::<Self>() / size_of::<u64>() {
+            // SAFETY: within this value, whose alignment is 8; all zero is a valid value.
+            unsafe { core::ptr::write_volatile(words.add(index), 0) };
+        }
+    }
 
     /// Asks for the route of a packet that came in through `input`.
     #[inline(always)]
@@ -76,13 +72,13 @@ impl Fib {
         input: u32,
         query: &RouteQuery<F>,
     ) -> Answer {
-        *self = Self::EMPTY;
+        self.clear();
         self.family = F::AF;
         self.protocol = query.protocol;
         self.length_or_mtu = if query.length > 0xffff { 0xffff } else { query.length as u16 };
         self.device = input;
-        self.source = union_words::<F>(query.source);
-        self.destination = union_words::<F>(query.destination);
+        put(&mut self.source, F::widen(query.source), F::HAS_HEADER_CHECKSUM);
+        put(&mut self.destination, F::widen(query.destination), F::HAS_HEADER_CHECKSUM);
         // SAFETY: `self` is 64 initialised bytes, the layout that the helper expects.
         let result = unsafe {
             bpf_fib_lookup(context, (self as *mut Self).cast(), size_of::<Self>() as c_int, 0)
@@ -104,8 +100,15 @@ impl Fib {
 
 /// An address as the helper's unions hold it: IPv4 in the first word.
 #[inline(always)]
-fn union_words<F: Family>(address: F::Addr) -> [u32; 4] {
-    let wide: Address = F::widen(address);
-    let words = wide.words();
-    if F::HAS_HEADER_CHECKSUM { [words[3], 0, 0, 0] } else { words }
+fn put(union: &mut [u32; 4], address: Address, is_v4: bool) {
+    let [a, b, c, d] = address.words();
+    let [first, second, third, fourth] = union;
+    if is_v4 {
+        *first = d;
+    } else {
+        *first = a;
+        *second = b;
+        *third = c;
+        *fourth = d;
+    }
 }

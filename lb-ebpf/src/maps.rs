@@ -12,6 +12,8 @@ use lb_common::family::{Family, V4, V6};
 use lb_common::packet::{FragmentKey, Work};
 use lb_common::wire::transport::Ports;
 
+use crate::fib::Fib;
+
 #[map]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend> =
     HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
@@ -49,6 +51,12 @@ pub static DROPS: LruPerCpuHashMap<DropKey, u64> = LruPerCpuHashMap::with_max_en
 static WORK4: PerCpuArray<Work<V4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static WORK6: PerCpuArray<Work<V6>> = PerCpuArray::with_max_entries(1, 0);
+/// The last route answer: where a forwarded packet goes. Per CPU, like the working memory.
+#[map]
+static FIB: PerCpuArray<Fib> = PerCpuArray::with_max_entries(1, 0);
+/// Where a number goes to be forgotten by the verifier.
+#[map]
+pub static OPAQUE: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]
 pub static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
 
@@ -61,6 +69,13 @@ static CONFIG: Config = Config { host_netns_cookie: 0, snat_port_min: 0, snat_po
 pub fn config() -> Config {
     // SAFETY: a valid static; volatile, because the loader writes it after compilation.
     unsafe { core::ptr::read_volatile(&raw const CONFIG) }
+}
+
+/// This CPU's last route answer.
+#[inline(always)]
+pub fn fib() -> Option<&'static mut Fib> {
+    // SAFETY: this CPU's element, and nobody else's while a hook runs; any bytes are a valid Fib.
+    FIB.get_ptr_mut(0).map(|fib| unsafe { &mut *fib })
 }
 
 /// The maps of one family.

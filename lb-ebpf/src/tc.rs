@@ -27,8 +27,8 @@ use lb_common::wire::{ethernet, ip};
 
 use crate::answer;
 use crate::env::{Kernel, PacketContext};
-use crate::fib::{Answer, Fib};
-use crate::maps::FamilyMaps;
+use crate::fib::Answer;
+use crate::maps::{self, FamilyMaps};
 
 /// A socket buffer whose IP header starts at `IP_OFFSET`: 14 behind an Ethernet header, 0 on
 /// devices without one (tun, wireguard, ipip).
@@ -36,24 +36,28 @@ pub struct Skb<const IP_OFFSET: u32>(pub *mut __sk_buff);
 
 /// Ingress of an Ethernet device.
 #[classifier]
+#[inline(always)]
 pub fn tc_ingress(context: TcContext) -> i32 {
     ingress::<{ ethernet::HEADER_LEN }>(context.skb.skb)
 }
 
 /// Egress of an Ethernet device.
 #[classifier]
+#[inline(always)]
 pub fn tc_egress(context: TcContext) -> i32 {
     egress::<{ ethernet::HEADER_LEN }>(context.skb.skb)
 }
 
 /// Ingress of a device whose packets start with the IP header.
 #[classifier]
+#[inline(always)]
 pub fn tc_ingress_l3(context: TcContext) -> i32 {
     ingress::<0>(context.skb.skb)
 }
 
 /// Egress of a device whose packets start with the IP header.
 #[classifier]
+#[inline(always)]
 pub fn tc_egress_l3(context: TcContext) -> i32 {
     egress::<0>(context.skb.skb)
 }
@@ -85,7 +89,7 @@ fn ether_type(skb: *mut __sk_buff) -> u16 {
 }
 
 /// One function, and one stack frame, per family.
-#[inline(never)]
+#[inline(always)]
 fn ingress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
     let mut env = Kernel::new(Skb::<IP_OFFSET>(skb));
     let Some(work) = F::work() else {
@@ -94,13 +98,13 @@ fn ingress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut 
     match lb::ingress::<F, _>(&mut env, work) {
         // UNSPEC, not OK: filters behind ours still see the packet.
         Verdict::Pass | Verdict::Deliver => TC_ACT_UNSPEC,
-        Verdict::Forward => redirect(&env.fib, work.device),
+        Verdict::Forward => redirect(work.device),
         Verdict::Answer => answer::send::<F, IP_OFFSET>(skb, work.answer),
         Verdict::Drop => TC_ACT_SHOT,
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn egress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
     let mut env = Kernel::new(Skb::<IP_OFFSET>(skb));
     let Some(work) = F::work() else {
@@ -122,7 +126,10 @@ struct NextHop {
 
 /// Sends the packet to the next hop that the route named; the neighbour is resolved on the way.
 #[inline(always)]
-fn redirect(fib: &Fib, device: u32) -> i32 {
+fn redirect(device: u32) -> i32 {
+    let Some(fib) = maps::fib() else {
+        return TC_ACT_SHOT;
+    };
     let mut hop = NextHop { family: fib.family as u32, address: fib.destination };
     // SAFETY: `hop` is what the helper expects, and initialised.
     unsafe {

@@ -18,7 +18,7 @@ use lb_common::wire::checksum::{self, Sum};
 use lb_common::wire::ethernet;
 
 use crate::env::{Kernel, PacketContext};
-use crate::fib::{Answer, Fib};
+use crate::fib::Answer;
 use crate::maps::{self, FamilyMaps};
 use crate::tc;
 
@@ -27,6 +27,7 @@ pub struct XdpFrame(*mut xdp_md);
 
 /// Ingress of an Ethernet device.
 #[xdp]
+#[inline(always)]
 pub fn xdp_ingress(context: XdpContext) -> u32 {
     let frame = XdpFrame(context.ctx);
     match frame.load::<Be16>(ethernet::TYPE_OFFSET).map(Be16::get) {
@@ -37,14 +38,14 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
 }
 
 /// One function, and one stack frame, per family.
-#[inline(never)]
+#[inline(always)]
 fn ingress_family<F: ReadHeader + FamilyMaps>(context: *mut xdp_md) -> u32 {
     let mut env = Kernel::new(XdpFrame(context));
     let Some(work) = F::work() else {
         return xdp_action::XDP_PASS;
     };
     match lb::ingress::<F, _>(&mut env, work) {
-        Verdict::Forward => send(&mut env.context, &env.fib, work.device),
+        Verdict::Forward => send(&mut env.context, work.device),
         Verdict::Drop => xdp_action::XDP_DROP,
         // Local backends and answers are tc's; so is what isn't ours.
         Verdict::Pass | Verdict::Deliver | Verdict::Answer => xdp_action::XDP_PASS,
@@ -52,7 +53,10 @@ fn ingress_family<F: ReadHeader + FamilyMaps>(context: *mut xdp_md) -> u32 {
 }
 
 #[inline(always)]
-fn send(frame: &mut XdpFrame, fib: &Fib, device: u32) -> u32 {
+fn send(frame: &mut XdpFrame, device: u32) -> u32 {
+    let Some(fib) = maps::fib() else {
+        return xdp_action::XDP_ABORTED;
+    };
     let addresses = [fib.destination_mac, fib.source_mac];
     if !frame.store(0, &addresses, Balance::Balanced) {
         return xdp_action::XDP_ABORTED;

@@ -12,7 +12,7 @@ use crate::wire::{ip, transport};
 pub fn find<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> bool {
     let Work { packet, entry, other, key, .. } = work;
     match env.flow(&packet.tuple) {
-        Some(known) => *entry = *known,
+        Some(known) => entry.copy_from(known),
         None => return false,
     }
     let Flow { backend, generation, flags, .. } = *entry;
@@ -47,7 +47,7 @@ pub fn give_way<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) {
     }
     *key = packet.tuple.inverse();
     match env.flow(key) {
-        Some(known) => *other = *known,
+        Some(known) => other.copy_from(known),
         None => return,
     }
     const LOCAL_REPLY: u32 = FlowFlags::LOCAL | FlowFlags::REPLY;
@@ -111,7 +111,7 @@ fn renew_other<F: Family, E: Env<F>>(
         known.flags |= flow.flags & (FlowFlags::RST | FlowFlags::ANSWERED);
         return;
     }
-    *other = *flow;
+    other.copy_from(flow);
     other.translated = tuple.inverse();
     other.flags = (flow.flags ^ FlowFlags::REPLY) & !FlowFlags::FIN;
     // Another CPU may have been faster, and a full table refuses: both are fine, the next renewal

@@ -18,7 +18,7 @@ pub(super) fn translate<F: ReadHeader, E: Env<F>>(
     // The error travels against the packet that it quotes: with the answers to it.
     *key = error.quoted.inverse();
     match env.flow(key) {
-        Some(known) => *entry = *known,
+        Some(known) => entry.copy_from(known),
         None => return Verdict::Pass,
     }
     let local = entry.flags & FlowFlags::LOCAL != 0;

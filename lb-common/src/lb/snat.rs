@@ -57,7 +57,7 @@ pub fn claim<F: Family, E: Env<F>>(
         }
         if let Some(existing) = env.flow(key) {
             if existing.translated == reply.translated {
-                *existing = *reply;
+                existing.copy_from(reply);
                 return Ok(());
             }
             continue;

@@ -217,6 +217,10 @@ impl<F: Family, H: Hook> Frame for View<'_, F, H> {
     const FIXED_HEADERS: bool = H::FIXED_HEADERS;
     const IP_OFFSET: u32 = H::IP_OFFSET;
 
+    fn opaque(&self, value: u32) -> Option<u32> {
+        Some(value)
+    }
+
     fn load<T: Pod>(&self, offset: u32) -> Option<T> {
         let start = offset as usize;
         self.bytes.get(start..start + size_of::<T>()).map(bytemuck::pod_read_unaligned)
