@@ -9,7 +9,7 @@ use super::Tables;
 use super::alloc::Run;
 use super::encode;
 use super::layout::{Hashing, Layout};
-use super::store::{Store, StoreError};
+use super::store::{Store, StoreError, Table};
 use crate::plan::desired::{Backend, ServicePortKey, ServicePortPlan};
 
 /// What the maps hold of a Service port.
@@ -200,14 +200,18 @@ fn publish<S: Store>(
     Ok(())
 }
 
-/// Finds a run for the layout; without room for hash tables, one without them.
+/// Finds a run for the layout; without room for hash tables, one without them. Half of the slots
+/// are for plain lists alone: tables are a hundred times as long, and a list that doesn't fit is a
+/// Service that doesn't work.
 fn place<S: Store>(
     tables: &mut Tables<S>,
     entry: &Entry,
     plan: &ServicePortPlan,
     layout: Layout,
 ) -> Option<(Layout, Run)> {
-    if let Some(run) = tables.slots.take(layout.slots.len() as u32) {
+    let len = layout.slots.len() as u32;
+    let crowded = tables.slots.used().saturating_add(len) > tables.store.capacity(Table::Slots) / 2;
+    if !crowded && let Some(run) = tables.slots.take(len) {
         return Some((layout, run));
     }
     let plain = Layout::new(plan, Hashing::List, |address| entry.backends.get(address).copied());

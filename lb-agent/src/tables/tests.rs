@@ -115,6 +115,18 @@ fn a_hash_table_that_does_not_fit_is_done_without() {
 }
 
 #[test]
+fn hash_tables_leave_half_of_the_slots_to_plain_lists() {
+    let services: Vec<_> =
+        (1..=9).map(|number| (number, FrontendKind::NodePort, vec![1, 2, 3])).collect();
+    // A table for three endpoints has 401 entries: there is room for two in half of 2,048.
+    let tables = applied(FakeStore::new(32, 64, 2048), &desired(&services));
+    assert_eq!(tables.unfit().count(), 0);
+    let with_table =
+        meaning(tables.store()).values().filter(|(_, _, hashed)| !hashed.is_empty()).count();
+    assert_eq!(with_table, 2);
+}
+
+#[test]
 fn local_endpoints_are_a_prefix_of_the_same_slots() {
     let mut desired = desired(&[(1, FrontendKind::ClusterIp, vec![1, 2, 3])]);
     let plan = desired.ports.get_mut(&key("s1")).unwrap();

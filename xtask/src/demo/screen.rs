@@ -122,7 +122,7 @@ impl Screen {
         let colour = if failed == 0 { "1;32" } else { "1;31" };
         let seconds = self.started.elapsed().as_secs_f32();
         let score = self.paint(colour, &format!("{passed} passed, {failed} failed"));
-        println!("\n{score} in {seconds:.1} s");
+        println!("\nin {seconds:.1} s:\n{score}");
     }
 
     /// Says how to look around in a network that stays up.
