@@ -10,6 +10,7 @@ pub mod config;
 pub mod datapath;
 pub mod inspect;
 pub mod logging;
+pub mod memory;
 pub mod node;
 pub mod plan;
 pub mod run;

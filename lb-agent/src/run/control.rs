@@ -14,6 +14,7 @@ use super::datapath::{ApplyReport, Datapath};
 use super::pace::Pace;
 use super::reports::Reports;
 use crate::cluster::snapshot::{Change, IpFamily};
+use crate::memory;
 use crate::node::classify::{Selection, node_facts};
 use crate::node::facts::NodeFacts;
 use crate::node::observe::Observed;
@@ -60,6 +61,8 @@ pub struct Control<D> {
     pending: Pending,
     /// The gauges of objects and maps are older than the state.
     gauges_are_old: bool,
+    /// The whole state was written: what that took of the heap may go back.
+    heap_is_slack: bool,
 }
 
 /// How far the datapath is.
@@ -124,6 +127,7 @@ impl<D: Datapath> Control<D> {
             last_maintenance: Instant::now(),
             pending: Pending::default(),
             gauges_are_old: false,
+            heap_is_slack: false,
         }
     }
 
@@ -228,6 +232,7 @@ impl<D: Datapath> Control<D> {
         if is_whole {
             let report = self.datapath.begin_from(self.planner.desired())?;
             self.written = Written::UpToDate;
+            self.heap_is_slack = true;
             Ok(Wrote::All(report))
         } else if delta.ports.is_empty() && delta.frontends.is_empty() {
             Ok(Wrote::Nothing)
@@ -283,6 +288,9 @@ impl<D: Datapath> Control<D> {
                 Ok(report) => self.reports.unfit(&report.unfit),
                 Err(error) => self.failed(&error),
             }
+        }
+        if !is_busy && std::mem::take(&mut self.heap_is_slack) {
+            memory::give_back();
         }
         if std::mem::take(&mut self.gauges_are_old) {
             let slices = self.planner.snapshot().slices.len();
