@@ -2,11 +2,13 @@
 //! here is the order of the two. Maps are filled before anything is attached, so that the first
 //! packet finds everything.
 
+use std::collections::BTreeMap;
+
 use crate::bpf::devices::XdpAttachment;
 use crate::bpf::expiry::{Expired, FlowTables};
 use crate::bpf::maps::PinnedMaps;
 use crate::bpf::{BpfError, Kernel};
-use crate::node::facts::NodeFacts;
+use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::plan::desired::{Delta, Desired};
 use crate::run::datapath::{ApplyReport, Datapath, FlowExpiry, Unfit};
 use crate::serve::metrics::MapFill;
@@ -31,12 +33,14 @@ pub struct NodeDatapath {
     /// `None` until the lists are complete: nothing is written before.
     tables: Option<Tables<PinnedMaps>>,
     facts: NodeFacts,
+    /// Pods of this node, by the cookies of their network namespaces.
+    clients: BTreeMap<u64, ClientAddresses>,
 }
 
 impl NodeDatapath {
     /// Takes over an opened kernel side; writes and attaches nothing yet.
     pub fn new(kernel: Kernel) -> Self {
-        Self { kernel, tables: None, facts: NodeFacts::default() }
+        Self { kernel, tables: None, facts: NodeFacts::default(), clients: BTreeMap::new() }
     }
 
     fn write_node(&mut self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
@@ -44,6 +48,20 @@ impl NodeDatapath {
         tables.set_node(&self.facts, |device| {
             attached.get(&device).is_some_and(|status| status.xdp == XdpAttachment::Native)
         })?;
+        Ok(())
+    }
+
+    fn write_clients(&self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
+        let mut clients = self.clients.clone();
+        clients.insert(self.kernel.namespace(), self.facts.own);
+        let left_out = tables.set_clients(&clients)?;
+        if !left_out.is_empty() {
+            tracing::warn!(
+                namespaces = left_out.len(),
+                "the map CLIENTS is full: for session affinity these pods are clients of their own, \
+                 and load balancer addresses with source ranges don't admit them"
+            );
+        }
         Ok(())
     }
 
@@ -75,7 +93,21 @@ impl Datapath for NodeDatapath {
             return Ok(());
         };
         // After an error the loop begins anew, with `begin_from`.
+        self.write_clients(&mut tables)?;
         self.attach(&mut tables)?;
+        self.tables = Some(tables);
+        Ok(())
+    }
+
+    fn set_clients(
+        &mut self,
+        clients: &BTreeMap<u64, ClientAddresses>,
+    ) -> Result<(), DatapathError> {
+        self.clients.clone_from(clients);
+        let Some(mut tables) = self.tables.take() else {
+            return Ok(());
+        };
+        self.write_clients(&mut tables)?;
         self.tables = Some(tables);
         Ok(())
     }
@@ -84,6 +116,7 @@ impl Datapath for NodeDatapath {
         let mut tables = Tables::adopt(self.kernel.maps()?)?;
         tables.reconcile(desired)?;
         self.write_node(&mut tables)?;
+        self.write_clients(&mut tables)?;
         self.kernel.attach_sockets()?;
         self.attach(&mut tables)?;
         self.tables = Some(tables);

@@ -6,8 +6,8 @@
 use bytemuck::Pod;
 
 use crate::abi::{
-    Address, Backend, BackendIndex, Device, Flow, FlowKey, Frontend, FrontendKey, ServiceIndex,
-    ServiceRecord,
+    Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, Flow, FlowKey, Frontend,
+    FrontendKey, ServiceIndex, ServiceRecord,
 };
 use crate::family::Family;
 use crate::lb::DropReason;
@@ -34,6 +34,10 @@ pub trait Tables {
     fn backend(&self, index: BackendIndex) -> Option<&Backend>;
     /// NODE_ADDRESSES: flags, `None` for addresses that aren't the node's own.
     fn node_address(&self, address: &Address) -> Option<u32>;
+    /// The AFFINITY entry under `key`, to read and to renew in place.
+    fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue>;
+    /// Writes AFFINITY.
+    fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue);
     /// 32 random bits.
     fn random(&self) -> u32;
     /// Monotonic time in ticks.

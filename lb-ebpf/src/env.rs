@@ -7,8 +7,8 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use bytemuck::Pod;
 use lb_common::abi::{
-    Address, Backend, BackendIndex, Device, DropKey, Flow, FlowKey, Frontend, FrontendKey,
-    ServiceIndex, ServicePointer, ServiceRecord,
+    Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, DropKey, Flow, FlowKey,
+    Frontend, FrontendKey, ServiceIndex, ServicePointer, ServiceRecord,
 };
 use lb_common::env::{
     Balance, ChangeOf, ChecksumRule, Env, Frame, InsertError, Route, RouteQuery, TICK_SHIFT, Tables,
@@ -71,6 +71,19 @@ impl<C> Tables for Kernel<C> {
     fn node_address(&self, address: &Address) -> Option<u32> {
         // SAFETY: copied at once.
         unsafe { maps::NODE_ADDRESSES.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {
+        // SAFETY: an element of an LRU map may be reused for another client while we hold it; every
+        // field is plain data, so the worst is one flow that goes where another client's went.
+        maps::AFFINITY.get_ptr_mut(key).map(|value| unsafe { &mut *value })
+    }
+
+    #[inline(always)]
+    fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue) {
+        // Without it the client's next flow chooses anew.
+        let _ = maps::AFFINITY.insert(key, value, BPF_ANY.into());
     }
 
     #[inline(always)]

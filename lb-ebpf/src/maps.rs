@@ -5,8 +5,9 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray};
 use lb_common::abi::{
-    Address, Backend, Config, ConnectedPeer, Device, DropKey, Flow, FlowKey, Frontend, FrontendKey,
-    PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceName, ServicePointer, ServiceRecord,
+    Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, ConnectedPeer, Device,
+    DropKey, Flow, FlowKey, Frontend, FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue,
+    ServiceName, ServicePointer, ServiceRecord,
 };
 use lb_common::family::{Family, V4, V6};
 use lb_common::packet::{FragmentKey, Work};
@@ -31,6 +32,12 @@ pub static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(65_536, 
 #[map]
 pub static NODE_ADDRESSES: HashMap<Address, u32> =
     HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+#[map]
+pub static CLIENTS: HashMap<u64, ClientAddresses> =
+    HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> =
+    LruHashMap::with_max_entries(65_536, 0);
 #[map]
 pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(1_024, BPF_F_NO_PREALLOC);
 #[map]

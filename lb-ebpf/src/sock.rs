@@ -1,11 +1,16 @@
 //! cgroup hooks: sockets of the node and its pods name a Service and reach an endpoint.
 
+use core::ffi::c_void;
+use core::marker::PhantomData;
+
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
+use aya_ebpf::bindings::{BPF_ANY, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use lb_common::abi::{Address, ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue};
+use lb_common::abi::{
+    Address, ClientAddresses, ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue,
+};
 use lb_common::bytes::Be16;
 use lb_common::lb::frontend::Destination;
 use lb_common::lb::socket::{self, SocketEnv, SocketVerdict};
@@ -23,12 +28,65 @@ const EHOSTUNREACH: i32 = 113;
 /// `IPPROTO_MPTCP`: TCP on the wire.
 const MPTCP: u32 = 262;
 
-type Socket = Kernel<SockAddrContext>;
+/// The context of one of these hooks.
+struct Call<S, C> {
+    inner: SockAddrContext,
+    kind: PhantomData<(S, C)>,
+}
 
-/// The families' halves of `struct bpf_sock_addr`.
+type Socket<S, C> = Kernel<Call<S, C>>;
+
+/// The families' halves of `struct bpf_sock_addr`, and of `struct bpf_sock`.
 trait SocketFamily {
     fn address(context: *mut bpf_sock_addr) -> Address;
     fn set_address(context: *mut bpf_sock_addr, address: Address);
+    /// The source that a datagram will have, as far as the application or the socket says; for
+    /// `sendmsg` alone.
+    fn message_source(context: *mut bpf_sock_addr) -> Address;
+    /// The address that a socket is bound to.
+    fn socket_source(socket: *mut bpf_sock) -> Address;
+}
+
+/// What the calls differ in.
+trait CallKind {
+    /// Where the packets will come from, as far as application or socket say.
+    fn source<S: SocketFamily>(context: *mut bpf_sock_addr) -> Address;
+}
+
+/// `sendmsg`.
+enum Message {}
+/// Every other call.
+enum Plain {}
+
+impl CallKind for Message {
+    #[inline(always)]
+    fn source<S: SocketFamily>(context: *mut bpf_sock_addr) -> Address {
+        S::message_source(context)
+    }
+}
+
+impl CallKind for Plain {
+    #[inline(always)]
+    fn source<S: SocketFamily>(context: *mut bpf_sock_addr) -> Address {
+        // SAFETY: the context is valid, and always has its socket.
+        S::socket_source(unsafe {
+            core::ptr::read_volatile(&raw const (*context).__bindgen_anon_1.sk)
+        })
+    }
+}
+
+impl<S, C> Call<S, C> {
+    #[inline(always)]
+    fn env(context: SockAddrContext) -> Socket<S, C> {
+        Kernel::new(Self { inner: context, kind: PhantomData })
+    }
+}
+
+impl<S, C> EbpfContext for Call<S, C> {
+    #[inline(always)]
+    fn as_ptr(&self) -> *mut c_void {
+        self.inner.as_ptr()
+    }
 }
 
 enum Inet {}
@@ -46,6 +104,18 @@ impl SocketFamily for Inet {
         let [_, _, _, v4] = address.words();
         // SAFETY: as above, a field that these hooks may write.
         unsafe { core::ptr::write_volatile(&raw mut (*context).user_ip4, v4) }
+    }
+
+    #[inline(always)]
+    fn message_source(context: *mut bpf_sock_addr) -> Address {
+        // SAFETY: the context is valid; its fields are read at their own width.
+        Address::mapped(unsafe { core::ptr::read_volatile(&raw const (*context).msg_src_ip4) })
+    }
+
+    #[inline(always)]
+    fn socket_source(socket: *mut bpf_sock) -> Address {
+        // SAFETY: the socket of a context; its fields are read at their own width.
+        Address::mapped(unsafe { core::ptr::read_volatile(&raw const (*socket).src_ip4) })
     }
 }
 
@@ -68,6 +138,24 @@ impl SocketFamily for Inet6 {
             core::ptr::write_volatile(&raw mut (*context).user_ip6[1], b);
             core::ptr::write_volatile(&raw mut (*context).user_ip6[2], c);
             core::ptr::write_volatile(&raw mut (*context).user_ip6[3], d);
+        }
+    }
+
+    #[inline(always)]
+    fn message_source(context: *mut bpf_sock_addr) -> Address {
+        // SAFETY: the context is valid; its fields are read at their own width.
+        unsafe {
+            let word = |i: usize| core::ptr::read_volatile(&raw const (*context).msg_src_ip6[i]);
+            Address::from_words([word(0), word(1), word(2), word(3)])
+        }
+    }
+
+    #[inline(always)]
+    fn socket_source(socket: *mut bpf_sock) -> Address {
+        // SAFETY: the socket of a context; its fields are read at their own width.
+        unsafe {
+            let word = |i: usize| core::ptr::read_volatile(&raw const (*socket).src_ip6[i]);
+            Address::from_words([word(0), word(1), word(2), word(3)])
         }
     }
 }
@@ -125,9 +213,9 @@ fn connect<S: SocketFamily>(context: SockAddrContext) -> i32 {
     let Some(destination) = destination::<S>(context.sock_addr) else {
         return ALLOW;
     };
-    let mut env = Kernel::new(context);
+    let mut env = Call::<S, Plain>::env(context);
     let verdict = socket::connect(&mut env, &destination);
-    carry_out::<S>(&env, verdict)
+    carry_out(&env, verdict)
 }
 
 #[inline(always)]
@@ -135,33 +223,33 @@ fn sendmsg<S: SocketFamily>(context: SockAddrContext) -> i32 {
     let Some(destination) = destination::<S>(context.sock_addr) else {
         return ALLOW;
     };
-    let mut env = Kernel::new(context);
+    let mut env = Call::<S, Message>::env(context);
     let verdict = socket::sendmsg(&mut env, &destination);
-    carry_out::<S>(&env, verdict)
+    carry_out(&env, verdict)
 }
 
 /// Shows the application the frontend instead of the backend.
 #[inline(always)]
 fn reveal<S: SocketFamily>(
     context: SockAddrContext,
-    question: impl Fn(&Socket, Address, Be16) -> Option<(Address, Be16)>,
+    question: impl Fn(&Socket<S, Plain>, Address, Be16) -> Option<(Address, Be16)>,
 ) -> i32 {
     let (address, port) = (S::address(context.sock_addr), user_port(context.sock_addr));
-    let env = Kernel::new(context);
+    let env = Call::env(context);
     if let Some((address, port)) = question(&env, address, port) {
-        S::set_address(env.context.sock_addr, address);
-        set_user_port(env.context.sock_addr, port);
+        S::set_address(env.context.inner.sock_addr, address);
+        set_user_port(env.context.inner.sock_addr, port);
     }
     ALLOW
 }
 
 #[inline(always)]
-fn carry_out<S: SocketFamily>(env: &Socket, verdict: SocketVerdict) -> i32 {
+fn carry_out<S: SocketFamily, C>(env: &Socket<S, C>, verdict: SocketVerdict) -> i32 {
     match verdict {
         SocketVerdict::Pass => ALLOW,
         SocketVerdict::Translate(address, port) => {
-            S::set_address(env.context.sock_addr, address);
-            set_user_port(env.context.sock_addr, port);
+            S::set_address(env.context.inner.sock_addr, address);
+            set_user_port(env.context.inner.sock_addr, port);
             ALLOW
         }
         SocketVerdict::Refuse => fail(ECONNREFUSED),
@@ -201,7 +289,7 @@ fn set_user_port(context: *mut bpf_sock_addr, port: Be16) {
     unsafe { core::ptr::write_volatile(&raw mut (*context).user_port, port.raw() as u32) }
 }
 
-impl SocketEnv for Socket {
+impl<S: SocketFamily, C: CallKind> SocketEnv for Socket<S, C> {
     #[inline(always)]
     fn cookie(&self) -> u64 {
         // SAFETY: the context is valid.
@@ -209,16 +297,31 @@ impl SocketEnv for Socket {
     }
 
     #[inline(always)]
-    fn in_host_namespace(&self) -> bool {
+    fn namespace(&self) -> u64 {
         // SAFETY: the context is valid.
-        let cookie = unsafe { bpf_get_netns_cookie(self.context.as_ptr()) };
-        cookie == maps::config().host_netns_cookie
+        unsafe { bpf_get_netns_cookie(self.context.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn in_host_namespace(&self) -> bool {
+        self.namespace() == maps::config().host_netns_cookie
+    }
+
+    #[inline(always)]
+    fn bound(&self) -> Address {
+        C::source::<S>(self.context.inner.sock_addr)
+    }
+
+    #[inline(always)]
+    fn client_addresses(&self, namespace: u64) -> Option<ClientAddresses> {
+        // SAFETY: copied at once; the agent replaces values whole.
+        unsafe { maps::CLIENTS.get(namespace) }.copied()
     }
 
     #[inline(always)]
     fn connected(&self) -> Option<ConnectedPeer> {
         // SAFETY: storage of this socket, copied at once.
-        unsafe { maps::CONNECTED.get_ptr_mut(&self.context).as_ref() }.copied()
+        unsafe { maps::CONNECTED.get_ptr_mut(&self.context.inner).as_ref() }.copied()
     }
 
     #[inline(always)]
@@ -226,7 +329,10 @@ impl SocketEnv for Socket {
         let mut value = *peer;
         // SAFETY: storage of this socket; a socket connects once at a time.
         unsafe {
-            match maps::CONNECTED.get_or_insert_ptr_mut(&self.context, Some(&mut value)).as_mut() {
+            match maps::CONNECTED
+                .get_or_insert_ptr_mut(&self.context.inner, Some(&mut value))
+                .as_mut()
+            {
                 Some(storage) => {
                     *storage = value;
                     true
@@ -240,7 +346,7 @@ impl SocketEnv for Socket {
     fn clear_connected(&mut self) {
         // SAFETY: the socket of this context. Not there is as good.
         unsafe {
-            let _ = maps::CONNECTED.delete((*self.context.sock_addr).__bindgen_anon_1.sk);
+            let _ = maps::CONNECTED.delete((*self.context.inner.sock_addr).__bindgen_anon_1.sk);
         }
     }
 

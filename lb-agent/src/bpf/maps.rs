@@ -7,8 +7,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use aya_obj::generated::bpf_map_type;
 use bytemuck::Pod;
 use lb_common::abi::{
-    self, Address, Backend, BackendIndex, Device, Frontend, FrontendKey, ServiceIndex, ServiceName,
-    ServicePointer, ServiceRecord,
+    self, Address, Backend, BackendIndex, ClientAddresses, Device, Frontend, FrontendKey,
+    ServiceIndex, ServiceName, ServicePointer, ServiceRecord,
 };
 
 use super::error::BpfError;
@@ -32,6 +32,7 @@ pub struct PinnedMaps {
     frontends: Hash<FrontendKey, Frontend>,
     names: Hash<u32, ServiceName>,
     node_addresses: Hash<Address, u32>,
+    clients: Hash<u64, ClientAddresses>,
     devices: Hash<u32, Device>,
     barrier: Option<Barrier>,
 }
@@ -48,6 +49,7 @@ impl PinnedMaps {
             frontends: Hash::open(pins, abi::map::FRONTENDS, access)?,
             names: Hash::open(pins, abi::map::NAMES, access)?,
             node_addresses: Hash::open(pins, abi::map::NODE_ADDRESSES, access)?,
+            clients: Hash::open(pins, abi::map::CLIENTS, access)?,
             devices: Hash::open(pins, abi::map::DEVICES, access)?,
             barrier: match access {
                 Access::Read => None,
@@ -175,6 +177,18 @@ impl Store for PinnedMaps {
 
     fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError> {
         remove(&self.node_addresses, address)
+    }
+
+    fn clients(&self) -> Result<Vec<(u64, ClientAddresses)>, StoreError> {
+        all(&self.clients)
+    }
+
+    fn set_client(&mut self, namespace: u64, value: &ClientAddresses) -> Result<(), StoreError> {
+        set(&self.clients, &namespace, value)
+    }
+
+    fn remove_client(&mut self, namespace: u64) -> Result<(), StoreError> {
+        remove(&self.clients, &namespace)
     }
 
     fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError> {

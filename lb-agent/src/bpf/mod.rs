@@ -57,6 +57,7 @@ pub struct Kernel {
     pins: Pins,
     programs: Programs,
     cgroup: PathBuf,
+    namespace: u64,
     devices: Devices,
 }
 
@@ -80,7 +81,18 @@ impl Kernel {
         };
         let programs = object::load(&pins, &config, &setup.capacities)?;
         let devices = Devices::new(pins.clone(), setup.xdp);
-        Ok(Self { pins, programs, cgroup: setup.cgroup_root.clone(), devices })
+        Ok(Self {
+            pins,
+            programs,
+            cgroup: setup.cgroup_root.clone(),
+            namespace: setup.netns_cookie,
+            devices,
+        })
+    }
+
+    /// The cookie of the node's own network namespace.
+    pub fn namespace(&self) -> u64 {
+        self.namespace
     }
 
     /// The maps of the Service tables, to be written.

@@ -25,7 +25,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// Maps that outlive the agent. CONNECTED is one of them, so that sockets that were connected
 /// before a restart still show the address that they named; the others (WORK4, WORK6, constants)
 /// hold nothing between two runs of a program.
-const PINNED: [&str; 16] = [
+const PINNED: [&str; 18] = [
     map::FRONTENDS,
     map::SERVICES,
     map::RECORDS,
@@ -33,6 +33,8 @@ const PINNED: [&str; 16] = [
     map::BACKENDS,
     map::NAMES,
     map::NODE_ADDRESSES,
+    map::CLIENTS,
+    map::AFFINITY,
     map::DEVICES,
     map::FLOWS4,
     map::FLOWS6,
@@ -103,7 +105,7 @@ pub fn load(
 }
 
 /// Sizes that depend on the configuration; the object's own hold for the others.
-fn sizes(capacities: &Capacities) -> [(&'static str, u32); 8] {
+fn sizes(capacities: &Capacities) -> [(&'static str, u32); 9] {
     let Capacities { services, backends, slots, flows } = *capacities;
     [
         (map::SERVICES, services),
@@ -117,6 +119,8 @@ fn sizes(capacities: &Capacities) -> [(&'static str, u32); 8] {
         // A flow has two entries, and half of all flows may be of either family.
         (map::FLOWS4, flows),
         (map::FLOWS6, flows),
+        // Clients of Services with session affinity, which are few.
+        (map::AFFINITY, flows / 8),
     ]
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::facts::{Device, NodeFacts};
+use super::facts::{ClientAddresses, Device, NodeFacts};
 use super::observe::{Address, Link, Observed};
 use crate::cluster::snapshot::IpFamily;
 use crate::config::{DeviceSelection, NodePortAddresses};
@@ -59,6 +59,7 @@ pub fn node_facts(
             .filter(|link| view.is_external(link, &selection.devices))
             .map(|link| (link.index, view.device(link)))
             .collect(),
+        own: by_family(|family| view.primary(family)),
     }
 }
 
@@ -96,20 +97,15 @@ impl View<'_> {
 
     fn device(&self, link: &Link) -> Device {
         let source = |family| self.source(link, family).or_else(|| self.primary(family));
+        let ClientAddresses { address4, address6 } = by_family(source);
         Device {
             name: link.name.clone(),
             index: link.index,
             kind: link.kind.clone(),
             mtu: link.mtu,
             ethernet: link.ethernet,
-            address4: source(IpFamily::V4).and_then(|address| match address {
-                IpAddr::V4(address) => Some(address),
-                IpAddr::V6(_) => None,
-            }),
-            address6: source(IpFamily::V6).and_then(|address| match address {
-                IpAddr::V6(address) => Some(address),
-                IpAddr::V4(_) => None,
-            }),
+            address4,
+            address6,
         }
     }
 
@@ -193,6 +189,20 @@ impl View<'_> {
                 of_family.peek().is_none() || of_family.any(|range| range.contains(&address))
             }
         }
+    }
+}
+
+/// The addresses that `find` finds.
+fn by_family(find: impl Fn(IpFamily) -> Option<IpAddr>) -> ClientAddresses {
+    ClientAddresses {
+        address4: find(IpFamily::V4).and_then(|address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        }),
+        address6: find(IpFamily::V6).and_then(|address| match address {
+            IpAddr::V6(address) => Some(address),
+            IpAddr::V4(_) => None,
+        }),
     }
 }
 

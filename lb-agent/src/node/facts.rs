@@ -22,6 +22,15 @@ pub struct Device {
     pub address6: Option<Ipv6Addr>,
 }
 
+/// What the sockets of one network namespace send from, unless they say otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientAddresses {
+    /// Over IPv4.
+    pub address4: Option<Ipv4Addr>,
+    /// Over IPv6.
+    pub address6: Option<Ipv6Addr>,
+}
+
 /// Facts that the datapath needs of the node itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -30,4 +39,6 @@ pub struct NodeFacts {
     pub addresses: BTreeMap<IpAddr, bool>,
     /// External devices by index.
     pub devices: BTreeMap<u32, Device>,
+    /// The addresses that stand for the node.
+    pub own: ClientAddresses,
 }

@@ -1,5 +1,6 @@
 //! The loop against a datapath of plain values.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::cluster::snapshot::{
     Slice, TrafficPolicy,
 };
 use crate::node::classify::Selection;
-use crate::node::facts::NodeFacts;
+use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::node::observe::{Address, Link, Observed, Route};
 use crate::plan::desired::{Delta, Desired, ServicePortKey};
 use crate::serve::health::{Health, Probe};
@@ -66,6 +67,10 @@ impl Datapath for Fake {
 
     fn set_node(&mut self, facts: &NodeFacts) -> Result<(), Broken> {
         self.record(Call::Node { devices: facts.devices.len() }).map(drop)
+    }
+
+    fn set_clients(&mut self, _: &BTreeMap<u64, ClientAddresses>) -> Result<(), Broken> {
+        Ok(())
     }
 
     fn begin_from(&mut self, desired: &Desired) -> Result<ApplyReport, Broken> {

@@ -1,6 +1,7 @@
 //! The seam between the loop and the kernel: what the loop needs of a datapath, and what it wants
 //! to hear back. `tables` implements it over the pinned maps; the loop's tests over plain values.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::args::XdpMode;
 use crate::config::Capacities;
-use crate::node::facts::NodeFacts;
+use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::plan::desired::{Delta, Desired, ServicePortKey};
 use crate::serve::collect::KernelCounters;
 use crate::serve::metrics::MapFill;
@@ -45,6 +46,10 @@ pub trait Datapath {
 
     /// The node's addresses and devices are these now; attaches to devices that are new.
     fn set_node(&mut self, facts: &NodeFacts) -> Result<(), Self::Error>;
+
+    /// The pods of this node send from these addresses, by the cookies of their network namespaces.
+    /// May be called at any time.
+    fn set_clients(&mut self, clients: &BTreeMap<u64, ClientAddresses>) -> Result<(), Self::Error>;
 
     /// Makes the maps hold exactly `desired`, whatever they hold now, without disturbing what is
     /// right already.

@@ -1,6 +1,7 @@
 //! The whole agent but the kernel's side: a directory of manifests, the network of a fresh
 //! namespace, HTTP, and real signals. Needs root.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use super::datapath::{ApplyReport, Datapath, FlowExpiry, Opened, Setup};
 use super::run;
 use crate::args::{Args, Command};
 use crate::config::Config;
-use crate::node::facts::NodeFacts;
+use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::plan::desired::{Delta, Desired};
 use crate::serve::collect::KernelCounters;
 use crate::serve::metrics::MapFill;
@@ -34,6 +35,10 @@ impl Datapath for Memory {
     type Error = std::convert::Infallible;
 
     fn set_node(&mut self, _facts: &NodeFacts) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn set_clients(&mut self, _: &BTreeMap<u64, ClientAddresses>) -> Result<(), Self::Error> {
         Ok(())
     }
 

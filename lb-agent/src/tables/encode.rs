@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
-    Address, Backend, BackendFlags, Device, DeviceFlags, FrontendKey, FrontendKind, ServiceFlags,
-    ServiceIndex, ServiceName,
+    Address, Backend, BackendFlags, ClientAddresses, Device, DeviceFlags, FrontendKey,
+    FrontendKind, ServiceFlags, ServiceIndex, ServiceName,
 };
 use lb_common::bytes::Be16;
 use lb_common::wire::ip;
@@ -107,11 +107,11 @@ pub fn backend_flags(placement: Placement) -> u16 {
 }
 
 /// Element of BACKENDS.
-pub fn backend(planned: &desired::Backend, service: ServiceIndex, generation: u32) -> Backend {
+pub fn backend(address: SocketAddr, flags: u16, service: ServiceIndex, generation: u32) -> Backend {
     Backend {
-        address: planned.address.ip().into(),
-        port: Be16::new(planned.address.port()),
-        flags: backend_flags(planned.placement),
+        address: address.ip().into(),
+        port: Be16::new(address.port()),
+        flags,
         generation,
         service,
         pad: 0,
@@ -131,6 +131,15 @@ pub fn record_flags(plan: &ServicePortPlan) -> u32 {
         | flag(plan.external_local, ServiceFlags::EXTERNAL_LOCAL)
         | flag(plan.affinity_timeout.is_some(), ServiceFlags::AFFINITY)
         | flag(plan.source_ranges.is_some(), ServiceFlags::SOURCE_RANGES)
+}
+
+/// Value of CLIENTS.
+pub fn client(addresses: &facts::ClientAddresses) -> ClientAddresses {
+    let facts::ClientAddresses { address4, address6 } = *addresses;
+    ClientAddresses {
+        address4: address4.map_or(Address::UNSPECIFIED_V4, |a| IpAddr::V4(a).into()),
+        address6: address6.map_or(Address::UNSPECIFIED_V6, |a| IpAddr::V6(a).into()),
+    }
 }
 
 /// Value of DEVICES. `xdp` says whether frames may be sent to it from XDP.

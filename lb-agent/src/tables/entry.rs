@@ -1,16 +1,16 @@
 //! One Service port in the maps: written and rewritten, make before break.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use lb_common::abi::{BackendIndex, ServiceIndex, ServicePointer, ServiceRecord};
+use lb_common::abi::{BackendFlags, BackendIndex, ServiceIndex, ServicePointer, ServiceRecord};
 
 use super::Tables;
 use super::alloc::Run;
 use super::encode;
 use super::layout::{Hashing, Layout};
 use super::store::{Store, StoreError, Table};
-use crate::plan::desired::{Backend, ServicePortKey, ServicePortPlan};
+use crate::plan::desired::{ServicePortKey, ServicePortPlan};
 
 /// What the maps hold of a Service port.
 #[derive(Debug)]
@@ -95,11 +95,12 @@ pub fn write<S: Store>(
         Some(known) => known,
         None => (key.clone(), new_entry(tables, key)?),
     };
+    let elements = elements(plan);
     let mut added = Vec::new();
-    let written = add_backends(tables, &mut entry, plan, &mut added)
+    let written = add_backends(tables, &mut entry, &elements, &mut added)
         .and_then(|()| publish(tables, &mut entry, plan));
     match &written {
-        Ok(()) => drop_backends(tables, &mut entry, plan),
+        Ok(()) => settle_backends(tables, &mut entry, &elements),
         Err(_) => give_back(tables, &mut entry, added),
     }
     if entry.record != 0 {
@@ -131,36 +132,50 @@ fn give_back<S: Store>(tables: &mut Tables<S>, entry: &mut Entry, added: Vec<Soc
     }
 }
 
-/// Makes sure that every serving endpoint has its element; new ones are also listed in `added`.
+/// The flags of every endpoint's element of BACKENDS. Serving endpoints are all there are; the lists
+/// are looked through as well, so that no plan can name a backend without an element.
+fn elements(plan: &ServicePortPlan) -> BTreeMap<SocketAddr, u16> {
+    let mut elements = BTreeMap::new();
+    for (backends, list) in [
+        (&plan.serving, 0),
+        (&plan.cluster, BackendFlags::IN_CLUSTER),
+        (&plan.local, BackendFlags::IN_LOCAL),
+    ] {
+        for backend in backends {
+            let flags = encode::backend_flags(backend.placement);
+            *elements.entry(backend.address).or_insert(flags) |= list;
+        }
+    }
+    elements
+}
+
+/// Makes sure that every endpoint has its element; new ones are also listed in `added`. Clients may
+/// be sent to what the current record lists as long as it is current.
 fn add_backends<S: Store>(
     tables: &mut Tables<S>,
     entry: &mut Entry,
-    plan: &ServicePortPlan,
+    elements: &BTreeMap<SocketAddr, u16>,
     added: &mut Vec<SocketAddr>,
 ) -> Result<(), Problem> {
-    for planned in all(plan) {
-        if let Some(index) = entry.backends.get(&planned.address) {
-            refresh(tables, BackendIndex(*index), planned);
+    const LISTS: u16 = BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
+    for (address, flags) in elements {
+        if let Some(index) = entry.backends.get(address) {
+            let index = BackendIndex(*index);
+            let listed = tables.store.backend(index).flags & LISTS;
+            set_flags(tables, index, flags | listed);
             continue;
         }
         let index = tables.backends.take().ok_or(Problem::Full(Full::Backends))?;
         let generation = tables.store.backend(BackendIndex(index)).generation;
-        let element = encode::backend(planned, entry.index, generation);
+        let element = encode::backend(*address, *flags, entry.index, generation);
         tables.store.set_backend(BackendIndex(index), &element);
-        entry.backends.insert(planned.address, index);
-        added.push(planned.address);
+        entry.backends.insert(*address, index);
+        added.push(*address);
     }
     Ok(())
 }
 
-/// Serving endpoints are all there are; the lists are looked through as well, so that no plan can
-/// name a backend without an element.
-fn all(plan: &ServicePortPlan) -> impl Iterator<Item = &Backend> {
-    plan.serving.iter().chain(&plan.cluster).chain(&plan.local)
-}
-
-fn refresh<S: Store>(tables: &mut Tables<S>, index: BackendIndex, planned: &Backend) {
-    let flags = encode::backend_flags(planned.placement);
+fn set_flags<S: Store>(tables: &mut Tables<S>, index: BackendIndex, flags: u16) {
     if tables.store.backend(index).flags != flags {
         tables.store.set_backend_flags(index, flags);
     }
@@ -234,14 +249,21 @@ fn make_current<S: Store>(
     }
 }
 
-/// Endpoints that left: their flows become stale.
-fn drop_backends<S: Store>(tables: &mut Tables<S>, entry: &mut Entry, plan: &ServicePortPlan) {
-    let keep: BTreeSet<SocketAddr> = all(plan).map(|backend| backend.address).collect();
-    entry.backends.retain(|address, index| {
-        let stays = keep.contains(address);
-        if !stays {
-            tables.retire_backend(*index);
+/// Endpoints that left: their flows become stale. Those that left a list are remembered for no
+/// client of that list any more.
+fn settle_backends<S: Store>(
+    tables: &mut Tables<S>,
+    entry: &mut Entry,
+    elements: &BTreeMap<SocketAddr, u16>,
+) {
+    entry.backends.retain(|address, index| match elements.get(address) {
+        Some(flags) => {
+            set_flags(tables, BackendIndex(*index), *flags);
+            true
         }
-        stays
+        None => {
+            tables.retire_backend(*index);
+            false
+        }
     });
 }

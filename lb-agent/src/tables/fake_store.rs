@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use lb_common::abi::{
-    Address, Backend, BackendIndex, Device, Frontend, FrontendKey, ServiceIndex, ServiceName,
-    ServicePointer, ServiceRecord,
+    Address, Backend, BackendIndex, ClientAddresses, Device, Frontend, FrontendKey, ServiceIndex,
+    ServiceName, ServicePointer, ServiceRecord,
 };
 
 use super::store::{Store, StoreError, Table};
@@ -21,6 +21,7 @@ pub struct FakeStore {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     pub names: BTreeMap<ServiceIndex, ServiceName>,
     pub addresses: BTreeMap<Address, u32>,
+    pub clients: BTreeMap<u64, ClientAddresses>,
     pub devices: BTreeMap<u32, Device>,
     /// Calls of `barrier`.
     pub barriers: Cell<u32>,
@@ -144,6 +145,19 @@ impl Store for FakeStore {
     fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError> {
         self.writes += 1;
         self.addresses.remove(address);
+        Ok(())
+    }
+    fn clients(&self) -> Result<Vec<(u64, ClientAddresses)>, StoreError> {
+        Ok(self.clients.iter().map(|(k, v)| (*k, *v)).collect())
+    }
+    fn set_client(&mut self, namespace: u64, value: &ClientAddresses) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.clients.insert(namespace, *value);
+        Ok(())
+    }
+    fn remove_client(&mut self, namespace: u64) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.clients.remove(&namespace);
         Ok(())
     }
     fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError> {

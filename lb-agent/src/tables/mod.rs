@@ -19,9 +19,11 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Address, Frontend, NodeAddressFlags, ServiceIndex, ServicePointer};
+use lb_common::abi::{
+    Address, ClientAddresses, Frontend, NodeAddressFlags, ServiceIndex, ServicePointer,
+};
 
-use crate::node::facts::NodeFacts;
+use crate::node::facts::{self, NodeFacts};
 use crate::plan::desired::{
     Delta, Desired, FrontendAddress, FrontendKind, ServicePortKey, ServicePortPlan,
 };
@@ -183,6 +185,31 @@ impl<S: Store> Tables<S> {
             self.store.remove_device(*index)?;
         }
         Ok(())
+    }
+
+    /// Makes the maps hold the addresses of these network namespaces, by cookie. Returns those that
+    /// there was no room for: as if nothing were known of them.
+    pub fn set_clients(
+        &mut self,
+        clients: &BTreeMap<u64, facts::ClientAddresses>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let present: BTreeMap<u64, ClientAddresses> = self.store.clients()?.into_iter().collect();
+        for namespace in present.keys().filter(|namespace| !clients.contains_key(namespace)) {
+            self.store.remove_client(*namespace)?;
+        }
+        let mut left_out = Vec::new();
+        for (namespace, addresses) in clients {
+            let value = encode::client(addresses);
+            if present.get(namespace) == Some(&value) {
+                continue;
+            }
+            match self.store.set_client(*namespace, &value) {
+                Ok(()) => {}
+                Err(StoreError::Full { .. }) => left_out.push(*namespace),
+                Err(error @ StoreError::Call { .. }) => return Err(error),
+            }
+        }
+        Ok(left_out)
     }
 
     /// Service ports that are not, or not as planned, in the maps, and why.

@@ -4,8 +4,8 @@
 //! collections. Arrays are written by plain stores and can't fail within their bounds.
 
 use lb_common::abi::{
-    Address, Backend, BackendIndex, Device, Frontend, FrontendKey, ServiceIndex, ServiceName,
-    ServicePointer, ServiceRecord,
+    Address, Backend, BackendIndex, ClientAddresses, Device, Frontend, FrontendKey, ServiceIndex,
+    ServiceName, ServicePointer, ServiceRecord,
 };
 
 /// The tables whose fill is watched.
@@ -93,6 +93,12 @@ pub trait Store {
     fn set_node_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError>;
     /// Removes an entry; gone already is fine.
     fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError>;
+    /// All of CLIENTS.
+    fn clients(&self) -> Result<Vec<(u64, ClientAddresses)>, StoreError>;
+    /// Writes an entry of CLIENTS.
+    fn set_client(&mut self, namespace: u64, value: &ClientAddresses) -> Result<(), StoreError>;
+    /// Removes an entry; gone already is fine.
+    fn remove_client(&mut self, namespace: u64) -> Result<(), StoreError>;
     /// All of DEVICES.
     fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError>;
     /// Writes an entry of DEVICES.

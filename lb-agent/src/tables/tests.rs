@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_common::abi::{FrontendKey, ServicePointer, ServiceRecord};
+use lb_common::abi::{BackendFlags, FrontendKey, ServicePointer, ServiceRecord};
 use proptest::prelude::*;
 
 use super::fake_store::FakeStore;
@@ -160,6 +160,70 @@ fn an_endpoint_that_left_has_a_new_generation_and_those_that_stay_keep_theirs() 
     let generations: Vec<u32> =
         tables.store().backends[1..3].iter().map(|b| b.generation).collect();
     assert_eq!(generations, [1, 0]);
+}
+
+/// The lists that each backend counts as one of, by the last byte of its address.
+fn lists(store: &FakeStore) -> BTreeMap<u8, (bool, bool)> {
+    let live = store.backends.iter().filter(|backend| backend.flags & BackendFlags::LIVE != 0);
+    live.map(|backend| {
+        let has = |list| backend.flags & list != 0;
+        let lists = (has(BackendFlags::IN_CLUSTER), has(BackendFlags::IN_LOCAL));
+        match encode::backend_address(backend).ip() {
+            IpAddr::V4(address) => (address.octets()[3], lists),
+            IpAddr::V6(address) => panic!("{address}"),
+        }
+    })
+    .collect()
+}
+
+#[test]
+fn an_endpoint_says_which_lists_it_is_in_from_before_it_is_published_until_it_leaves_them() {
+    let mut desired = desired(&[(1, FrontendKind::ClusterIp, vec![1, 2, 3])]);
+    let with = |desired: &mut Desired, cluster: &[u8], local: &[u8]| {
+        let all = |list: &[u8]| list.iter().map(|b| backend(*b, Placement::Local)).collect();
+        let plan = desired.ports.get_mut(&key("s1")).unwrap();
+        (plan.cluster, plan.local) = (all(cluster), all(local));
+        plan.serving = all(&[1, 2, 3]);
+    };
+    with(&mut desired, &[1, 2], &[2]);
+    let mut tables = applied(FakeStore::new(16, 16, 64), &desired);
+    let expected = [(1, (true, false)), (2, (true, true)), (3, (false, false))];
+    assert_eq!(lists(tables.store()), expected.into());
+    let generations =
+        |t: &Tables<FakeStore>| t.store.backends.iter().map(|b| b.generation).sum::<u32>();
+    let before = generations(&tables);
+    with(&mut desired, &[3], &[1, 3]);
+    tables.reconcile(&desired).unwrap();
+    let expected = [(1, (false, true)), (2, (false, false)), (3, (true, true))];
+    assert_eq!(lists(tables.store()), expected.into());
+    assert_eq!(generations(&tables), before, "flows to endpoints that still serve stay");
+}
+
+#[test]
+fn what_does_not_fit_takes_no_endpoint_out_of_the_lists_that_are_still_current() {
+    let mut tables =
+        applied(FakeStore::new(16, 4, 4096), &desired(&[(1, FrontendKind::ClusterIp, vec![1, 2])]));
+    tables.reconcile(&desired(&[(1, FrontendKind::ClusterIp, vec![2, 3, 4, 5])])).unwrap();
+    assert_eq!(tables.unfit().count(), 1);
+    assert_eq!(lists(tables.store()), [(1, (true, false)), (2, (true, false))].into());
+}
+
+#[test]
+fn the_map_of_clients_holds_what_was_said_last_and_is_written_where_it_differs() {
+    let client = |last: u8| facts::ClientAddresses {
+        address4: Some([10, 244, 1, last].into()),
+        address6: None,
+    };
+    let mut tables = Tables::adopt(FakeStore::new(16, 16, 64)).unwrap();
+    tables.set_clients(&[(7, client(1)), (8, client(2))].into()).unwrap();
+    let writes = tables.store().writes;
+    tables.set_clients(&[(7, client(1)), (8, client(2))].into()).unwrap();
+    assert_eq!(tables.store().writes, writes);
+    tables.set_clients(&[(8, client(3)), (9, client(4))].into()).unwrap();
+    assert_eq!(tables.store().writes, writes + 3);
+    let addresses: Vec<_> = tables.store().clients.iter().map(|(k, v)| (*k, *v)).collect();
+    assert_eq!(addresses, [(8, encode::client(&client(3))), (9, encode::client(&client(4)))]);
+    assert_eq!(addresses[0].1.address6, Address::UNSPECIFIED_V6);
 }
 
 #[test]

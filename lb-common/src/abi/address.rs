@@ -25,6 +25,13 @@ impl Address {
         Self([0, 0, MAPPED, v4])
     }
 
+    /// A network namespace in place of a client's address: a form that no client's address has, as
+    /// multicast is never a source (RFC 4291, 2.7).
+    #[inline(always)]
+    pub const fn of_namespace(cookie: u64) -> Self {
+        Self([0xff00_0000_u32.to_be(), 0, (cookie >> 32) as u32, cookie as u32])
+    }
+
     /// From four words in memory order.
     #[inline(always)]
     pub const fn from_words(words: [u32; 4]) -> Self {
@@ -48,6 +55,13 @@ impl Address {
     #[inline(always)]
     pub const fn wildcard(self) -> Self {
         if self.is_v4() { Self::UNSPECIFIED_V4 } else { Self::UNSPECIFIED_V6 }
+    }
+
+    /// Whether it is the unspecified address of its family.
+    #[inline(always)]
+    pub const fn is_unspecified(self) -> bool {
+        let [a, b, c, d] = self.0;
+        a == 0 && b == 0 && d == 0 && (c == 0 || c == MAPPED)
     }
 
     /// Whether it is a loopback address (127.0.0.0/8, also mapped; ::1).
@@ -99,5 +113,16 @@ mod tests {
         assert_eq!(of("fd00::1").wildcard(), of("::"));
         assert!(of("127.8.9.1").is_loopback() && of("::1").is_loopback());
         assert!(!of("::").is_loopback() && !of("128.0.0.1").is_loopback());
+        assert!(of("::").is_unspecified() && of("0.0.0.0").is_unspecified());
+        assert!(!of("::1").is_unspecified() && !of("0.0.0.1").is_unspecified());
+    }
+
+    #[test]
+    fn a_namespace_is_no_address_that_a_client_can_have_and_no_other_namespace() {
+        let forms = [1, 2, 1 << 32, u64::MAX].map(Address::of_namespace);
+        for form in forms {
+            assert!(IpAddr::from(form).is_multicast());
+            assert_eq!(forms.iter().filter(|other| **other == form).count(), 1);
+        }
     }
 }

@@ -42,6 +42,10 @@ impl BackendFlags {
     pub const REMOTE: u16 = 1 << 1;
     /// The element is in use.
     pub const LIVE: u16 = 1 << 2;
+    /// It is one of the current record's endpoints under policy Cluster.
+    pub const IN_CLUSTER: u16 = 1 << 3;
+    /// It is one of the current record's endpoints under policy Local.
+    pub const IN_LOCAL: u16 = 1 << 4;
 }
 
 const _: () = {

@@ -5,7 +5,9 @@
 //! time. A change of any layout raises [`VERSION`], which is part of the pin path.
 
 mod address;
+mod affinity;
 mod backend;
+mod client;
 mod config;
 mod flow;
 mod frontend;
@@ -15,7 +17,9 @@ mod socket;
 mod stats;
 
 pub use address::Address;
+pub use affinity::{AffinityKey, AffinityValue};
 pub use backend::{Backend, BackendFlags, BackendIndex};
+pub use client::ClientAddresses;
 pub use config::Config;
 pub use flow::{Flow, FlowFlags, FlowKey};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
@@ -43,6 +47,10 @@ pub mod map {
     pub const NAMES: &str = "NAMES";
     /// Hash [`super::Address`] → `u32` [`super::NodeAddressFlags`].
     pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+    /// Hash `u64` network namespace cookie → [`super::ClientAddresses`].
+    pub const CLIENTS: &str = "CLIENTS";
+    /// LRU hash [`super::AffinityKey`] → [`super::AffinityValue`].
+    pub const AFFINITY: &str = "AFFINITY";
     /// Hash `u32` interface index → [`super::Device`].
     pub const DEVICES: &str = "DEVICES";
     /// LRU hash [`super::FlowKey`]`<V4>` → [`super::Flow`]`<V4>`.

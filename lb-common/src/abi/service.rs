@@ -50,6 +50,14 @@ pub struct ServiceRecord {
     pub pad: [u32; 5],
 }
 
+impl ServiceRecord {
+    /// How long a client keeps its endpoint, seconds; `None` without session affinity.
+    #[inline(always)]
+    pub const fn affinity(&self) -> Option<u32> {
+        if self.flags & ServiceFlags::AFFINITY != 0 { Some(self.affinity_timeout) } else { None }
+    }
+}
+
 /// Bits of [`ServiceRecord::flags`].
 pub struct ServiceFlags;
 

@@ -4,6 +4,7 @@
 //! [`ingress`] and [`egress`] are the packet hooks' whole behaviour; [`socket`] is that of the
 //! cgroup hooks. All are pure but for what they do through their environment.
 
+pub mod affinity;
 pub mod answer;
 pub mod flow;
 pub mod frontend;

@@ -1,10 +1,10 @@
 //! The first packet of a flow: `frontend → policy → select → claim`.
 
 use super::frontend::{self, Destination, Found};
-use super::policy::{self, Allowed, Client};
+use super::policy::{self, Allowed, Candidates, Client};
 use super::snat::{self, Source};
-use super::{Answer, DropReason, Side, Verdict, carry, drop_packet, flow, select};
-use crate::abi::{BackendFlags, BackendIndex, Device, Flow, FlowFlags, Region};
+use super::{Answer, DropReason, Side, Verdict, affinity, carry, drop_packet, flow, select};
+use crate::abi::{AffinityKey, BackendFlags, BackendIndex, Device, Flow, FlowFlags};
 use crate::bytes::Be16;
 use crate::env::{Env, Route, RouteQuery};
 use crate::family::Family;
@@ -48,7 +48,7 @@ pub fn new_flow<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Ve
         return drop_packet(env, found.service, DropReason::Inconsistent);
     };
     match policy::allowed(record, &found, Client::Outside) {
-        Allowed::Endpoints { slots, maglev } => choose_and_carry(env, work, &found, slots, maglev),
+        Allowed::Endpoints(candidates) => choose_and_carry(env, work, &found, &candidates),
         Allowed::Refuse => {
             env.count_drop(found.service, DropReason::NoEndpoints);
             work.answer = Answer::PortUnreachable;
@@ -64,11 +64,10 @@ fn choose_and_carry<F: ReadHeader, E: Env<F>>(
     env: &mut E,
     work: &mut Work<F>,
     found: &Found,
-    slots: Region,
-    maglev: Region,
+    candidates: &Candidates,
 ) -> Verdict {
     let Work { packet, entry, key, .. } = work;
-    let Some(chosen) = choose::<F, E>(env, packet, slots, maglev) else {
+    let Some(chosen) = choose::<F, E>(env, packet, found, candidates) else {
         return drop_packet(env, found.service, DropReason::Inconsistent);
     };
     let (source, local, device) = match path(env, packet, &chosen) {
@@ -99,12 +98,21 @@ fn choose_and_carry<F: ReadHeader, E: Env<F>>(
 
 #[inline(always)]
 fn choose<F: ReadHeader, E: Env<F>>(
-    env: &E,
+    env: &mut E,
     packet: &Packet<F>,
-    slots: Region,
-    maglev: Region,
+    found: &Found,
+    candidates: &Candidates,
 ) -> Option<Chosen<F>> {
-    let index = select::consistent(env, slots, maglev, &packet.tuple)?;
+    let Candidates { slots, maglev, list, affinity } = *candidates;
+    let fresh = |env: &E| select::consistent(env, slots, maglev, &packet.tuple);
+    let index = match affinity {
+        None => fresh(env)?,
+        Some(timeout) => {
+            let client = F::widen(packet.tuple.source);
+            let key = AffinityKey { client, service: found.service };
+            affinity::choose(env, &key, timeout, list, fresh)?
+        }
+    };
     let backend = env.backend(index)?;
     Some(Chosen {
         index,

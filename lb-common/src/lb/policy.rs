@@ -2,7 +2,7 @@
 //! (kube-proxy's rules: pkg/proxy/topology.go, nftables/proxier.go).
 
 use super::frontend::Found;
-use crate::abi::{FrontendKind, Region, ServiceFlags, ServiceRecord};
+use crate::abi::{BackendFlags, FrontendKind, Region, ServiceFlags, ServiceRecord};
 
 /// Where a client is, as far as traffic policies care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,17 +16,25 @@ pub enum Client {
 /// What the policy allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allowed {
-    /// One of the endpoints in `slots`; `maglev` is their hash table, empty when there is none.
-    Endpoints {
-        /// Region of SLOTS with each endpoint once.
-        slots: Region,
-        /// Region of SLOTS with the Maglev table.
-        maglev: Region,
-    },
+    /// One of these endpoints.
+    Endpoints(Candidates),
     /// No endpoint anywhere: refuse.
     Refuse,
     /// Endpoints exist, but none that the policy allows: drop.
     Drop,
+}
+
+/// The endpoints that the policy allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidates {
+    /// Region of SLOTS with each endpoint once; not empty.
+    pub slots: Region,
+    /// Region of SLOTS with their Maglev table; empty when there is none.
+    pub maglev: Region,
+    /// The bit of [`BackendFlags`] that these endpoints have.
+    pub list: u16,
+    /// How long a client keeps its endpoint, seconds; `None` without session affinity.
+    pub affinity: Option<u32>,
 }
 
 /// Applies the Service's policies.
@@ -43,13 +51,13 @@ pub fn allowed(record: &ServiceRecord, found: &Found, client: Client) -> Allowed
             Client::Outside,
         ) => record.flags & ServiceFlags::EXTERNAL_LOCAL != 0,
     };
-    let (slots, maglev) = if local {
-        (record.local, record.local_maglev)
+    let (slots, maglev, list) = if local {
+        (record.local, record.local_maglev, BackendFlags::IN_LOCAL)
     } else {
-        (record.cluster, record.cluster_maglev)
+        (record.cluster, record.cluster_maglev, BackendFlags::IN_CLUSTER)
     };
     if slots.len != 0 {
-        Allowed::Endpoints { slots, maglev }
+        Allowed::Endpoints(Candidates { slots, maglev, list, affinity: record.affinity() })
     } else if record.flags & ServiceFlags::HAS_ENDPOINTS != 0 {
         Allowed::Drop
     } else {

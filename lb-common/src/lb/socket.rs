@@ -4,11 +4,11 @@
 //! line here.
 
 use super::frontend::{self, Destination};
-use super::policy::{self, Allowed, Client};
-use super::{DropReason, select};
+use super::policy::{self, Allowed, Candidates, Client};
+use super::{DropReason, affinity, select};
 use crate::abi::{
-    Address, Backend, BackendIndex, ConnectedPeer, PeerKey, PeerValue, Region, ReverseKey,
-    ReverseValue,
+    Address, AffinityKey, Backend, BackendIndex, ClientAddresses, ConnectedPeer, PeerKey,
+    PeerValue, ReverseKey, ReverseValue, ServiceIndex,
 };
 use crate::bytes::Be16;
 use crate::env::Tables;
@@ -21,8 +21,15 @@ const PEER_TIMEOUT_TICKS: u32 = (120_000_000_000_u64 >> crate::env::TICK_SHIFT) 
 pub trait SocketEnv: Tables {
     /// The socket's cookie.
     fn cookie(&self) -> u64;
-    /// Whether the socket lives in the node's own network namespace.
+    /// The cookie of the network namespace that the socket lives in.
+    fn namespace(&self) -> u64;
+    /// Whether that is the node's own.
     fn in_host_namespace(&self) -> bool;
+    /// The address that the socket is bound to, or that this datagram names as its source; an
+    /// unspecified one when the kernel is to choose.
+    fn bound(&self) -> Address;
+    /// CLIENTS: the addresses of a network namespace.
+    fn client_addresses(&self, namespace: u64) -> Option<ClientAddresses>;
     /// What `connect` stored with the socket.
     fn connected(&self) -> Option<ConnectedPeer>;
     /// Stores it; `false` when the kernel refuses.
@@ -56,13 +63,13 @@ pub enum SocketVerdict {
 enum Resolved {
     NotOurs,
     Verdict(SocketVerdict),
-    Endpoints(Region),
+    Endpoints(ServiceIndex, Candidates),
 }
 
 /// `connect` on a TCP or UDP socket.
 #[inline(always)]
 pub fn connect<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVerdict {
-    let slots = match resolve(env, destination) {
+    let (service, candidates) = match resolve(env, destination) {
         Resolved::NotOurs => {
             // A UDP socket may connect again, elsewhere; then its old peer must not be shown.
             env.clear_connected();
@@ -71,9 +78,9 @@ pub fn connect<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
         // The call fails before the kernel touches the socket: a connected UDP socket keeps its
         // peer (net/ipv4/af_inet.c, inet_dgram_connect), and so do we.
         Resolved::Verdict(verdict) => return verdict,
-        Resolved::Endpoints(slots) => slots,
+        Resolved::Endpoints(service, candidates) => (service, candidates),
     };
-    let Some((index, backend)) = choose(env, slots) else {
+    let Some((index, backend)) = choose(env, destination, service, &candidates) else {
         return SocketVerdict::Refuse;
     };
     let peer = ConnectedPeer {
@@ -93,10 +100,10 @@ pub fn connect<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
 /// flow in the packet path.
 #[inline(always)]
 pub fn sendmsg<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVerdict {
-    let slots = match resolve(env, destination) {
+    let (service, candidates) = match resolve(env, destination) {
         Resolved::NotOurs => return SocketVerdict::Pass,
         Resolved::Verdict(verdict) => return verdict,
-        Resolved::Endpoints(slots) => slots,
+        Resolved::Endpoints(service, candidates) => (service, candidates),
     };
     let cookie = env.cookie();
     let key = PeerKey { cookie, address: destination.address, port: destination.port, pad: [0; 6] };
@@ -108,7 +115,7 @@ pub fn sendmsg<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
         .filter(|(_, backend, generation)| backend.generation == *generation);
     let (index, backend) = match known {
         Some((index, backend, _)) => (index, backend),
-        None => match choose(env, slots) {
+        None => match choose(env, destination, service, &candidates) {
             Some(chosen) => chosen,
             None => return SocketVerdict::Refuse,
         },
@@ -157,7 +164,7 @@ fn resolve<E: SocketEnv>(env: &E, destination: &Destination) -> Resolved {
         return Resolved::Verdict(SocketVerdict::Refuse);
     };
     match policy::allowed(record, &found, Client::OnNode) {
-        Allowed::Endpoints { slots, .. } => Resolved::Endpoints(slots),
+        Allowed::Endpoints(candidates) => Resolved::Endpoints(found.service, candidates),
         Allowed::Refuse => {
             env.count_drop(found.service, DropReason::NoEndpoints);
             Resolved::Verdict(SocketVerdict::Refuse)
@@ -170,7 +177,33 @@ fn resolve<E: SocketEnv>(env: &E, destination: &Destination) -> Resolved {
 }
 
 #[inline(always)]
-fn choose<E: SocketEnv>(env: &E, slots: Region) -> Option<(BackendIndex, Backend)> {
-    let index = select::random(env, slots)?;
+fn choose<E: SocketEnv>(
+    env: &mut E,
+    destination: &Destination,
+    service: ServiceIndex,
+    candidates: &Candidates,
+) -> Option<(BackendIndex, Backend)> {
+    let Candidates { slots, list, affinity, .. } = *candidates;
+    let fresh = |env: &E| select::random(env, slots);
+    let index = match affinity {
+        None => fresh(env)?,
+        Some(timeout) => {
+            let namespace = || Address::of_namespace(env.namespace());
+            let client = source(env, destination.address).unwrap_or_else(namespace);
+            affinity::choose(env, &AffinityKey { client, service }, timeout, list, fresh)?
+        }
+    };
     env.backend(index).map(|backend| (index, *backend))
+}
+
+/// The address that packets of this socket to `peer` would come from; `None` when nothing says.
+#[inline(always)]
+fn source<E: SocketEnv>(env: &E, peer: Address) -> Option<Address> {
+    let bound = env.bound();
+    // A socket can't send from an address of the other family: the call will fail.
+    if !bound.is_unspecified() && bound.is_v4() == peer.is_v4() {
+        return Some(bound);
+    }
+    let own = env.client_addresses(env.namespace())?.towards(peer);
+    if own.is_unspecified() { None } else { Some(own) }
 }

@@ -8,8 +8,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::world::World;
 use crate::abi::{
-    Address, Backend, BackendIndex, Device, DeviceFlags, Flow, FlowKey, Frontend, FrontendKey,
-    ServiceIndex, ServiceRecord,
+    Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, DeviceFlags, Flow, FlowKey,
+    Frontend, FrontendKey, ServiceIndex, ServiceRecord,
 };
 use crate::bytes::Be16;
 use crate::env::{
@@ -201,6 +201,12 @@ impl<F: Family, H> Tables for View<'_, F, H> {
     }
     fn node_address(&self, address: &Address) -> Option<u32> {
         self.node.world.node_address(address)
+    }
+    fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {
+        self.node.world.affinity(key)
+    }
+    fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue) {
+        self.node.world.set_affinity(key, value);
     }
     fn random(&self) -> u32 {
         self.node.world.random()

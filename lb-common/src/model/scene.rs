@@ -75,6 +75,10 @@ pub mod port {
     pub const UNKNOWN: u16 = 89;
     /// Internal policy Local, endpoints on other nodes alone.
     pub const INTERNAL_ELSEWHERE: u16 = 90;
+    /// Three remote endpoints, a Maglev table, session affinity.
+    pub const STICKY: u16 = 91;
+    /// The same and a local endpoint, external policy Local, session affinity.
+    pub const STICKY_LOCAL: u16 = 92;
     /// The NodePort of a Service port.
     pub const fn node_port(port: u16) -> u16 {
         30_000 + port
@@ -84,6 +88,9 @@ pub mod port {
     /// The client's port.
     pub const CLIENT: u16 = 40_000;
 }
+
+/// Session affinity of the Services that have it, seconds (the default of Kubernetes).
+pub const AFFINITY: u32 = 10_800;
 
 /// Interface indices: the uplink, the overlay and a pod's device (which is not external).
 pub mod device {
@@ -129,6 +136,7 @@ pub fn world<F: Family>() -> World {
     let mut world = World::default();
     for protocol in [6, 17] {
         for (port, cluster, local, flags, maglev) in services::<F>() {
+            let sticky = [port::STICKY, port::STICKY_LOCAL].contains(&port);
             let node_port = SocketAddr::new(wildcard::<F>(), port::node_port(port));
             world.serve(&Service {
                 frontends: &[
@@ -142,6 +150,7 @@ pub fn world<F: Family>() -> World {
                 local: &local,
                 flags,
                 maglev,
+                affinity: sticky.then_some(AFFINITY),
             });
         }
     }
@@ -193,7 +202,7 @@ pub fn service<F: Family>(world: &World, port: u16, protocol: u8) -> ServiceInde
 /// Port, endpoints under policy Cluster and Local, flags, whether there is a Maglev table.
 type Row = (u16, Vec<Endpoint>, Vec<Endpoint>, u32, bool);
 
-fn services<F: Family>() -> [Row; 11] {
+fn services<F: Family>() -> [Row; 13] {
     const SOME: u32 = ServiceFlags::HAS_ENDPOINTS;
     let endpoints = |roles: &[(Role, Place)]| -> Vec<Endpoint> {
         let endpoint = |(role, place): &(Role, Place)| Endpoint {
@@ -205,11 +214,14 @@ fn services<F: Family>() -> [Row; 11] {
     let local = || endpoints(&[(Role::LocalPod, Place::Here)]);
     let remote = || endpoints(&[(Role::RemotePod, Place::There)]);
     let one = |role, place| endpoints(&[(role, place)]);
-    let three = endpoints(&[
-        (Role::RemotePod, Place::There),
-        (Role::SecondRemotePod, Place::There),
-        (Role::ThirdRemotePod, Place::There),
-    ]);
+    let three = || {
+        endpoints(&[
+            (Role::RemotePod, Place::There),
+            (Role::SecondRemotePod, Place::There),
+            (Role::ThirdRemotePod, Place::There),
+        ])
+    };
+    let four = || [local(), three()].concat();
     let none = || endpoints(&[]);
     [
         (port::LOCAL, local(), local(), SOME, false),
@@ -219,10 +231,12 @@ fn services<F: Family>() -> [Row; 11] {
         (port::SITE, one(Role::Site, Place::Unknown), none(), SOME, false),
         (port::OVERLAY, one(Role::OverlayPod, Place::There), none(), SOME, false),
         (port::LOCAL_TOO, local(), local(), SOME, false),
-        (port::SPREAD, three, none(), SOME, true),
+        (port::SPREAD, three(), none(), SOME, true),
         (port::LOST, one(Role::LostPod, Place::There), none(), SOME, false),
         (port::UNKNOWN, one(Role::UnknownPod, Place::Unknown), none(), SOME, false),
         (port::INTERNAL_ELSEWHERE, remote(), none(), SOME | ServiceFlags::INTERNAL_LOCAL, false),
+        (port::STICKY, three(), none(), SOME, true),
+        (port::STICKY_LOCAL, four(), local(), SOME | ServiceFlags::EXTERNAL_LOCAL, true),
     ]
 }
 

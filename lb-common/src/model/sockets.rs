@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use super::world::World;
 use crate::abi::{
-    Address, Backend, BackendIndex, ConnectedPeer, Frontend, FrontendKey, PeerKey, PeerValue,
-    ReverseKey, ReverseValue, ServiceIndex, ServiceRecord,
+    Address, AffinityKey, AffinityValue, Backend, BackendIndex, ClientAddresses, ConnectedPeer,
+    Frontend, FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceIndex,
+    ServiceRecord,
 };
 use crate::env::Tables;
 use crate::lb::DropReason;
@@ -31,14 +32,22 @@ pub struct Socket<'a> {
     pub node: &'a mut Sockets,
     /// The socket's cookie.
     pub cookie: u64,
-    /// Whether it lives in the node's own network namespace.
-    pub host: bool,
+    /// Cookie of the network namespace that it lives in.
+    pub namespace: u64,
+    /// The address that it is bound to; an unspecified one when it isn't.
+    pub bound: Address,
 }
 
+/// Cookie of the node's own network namespace.
+pub const HOST: u64 = 1;
+/// Cookie of a pod's network namespace.
+pub const POD: u64 = 2;
+
 impl Sockets {
-    /// The socket with this cookie.
+    /// The socket with this cookie, bound to no address, of the node itself or of a pod.
     pub fn socket(&mut self, cookie: u64, host: bool) -> Socket<'_> {
-        Socket { node: self, cookie, host }
+        let namespace = if host { HOST } else { POD };
+        Socket { node: self, cookie, namespace, bound: Address::UNSPECIFIED_V6 }
     }
 }
 
@@ -58,6 +67,12 @@ impl Tables for Socket<'_> {
     fn node_address(&self, address: &Address) -> Option<u32> {
         self.node.world.node_address(address)
     }
+    fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {
+        self.node.world.affinity(key)
+    }
+    fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue) {
+        self.node.world.set_affinity(key, value);
+    }
     fn random(&self) -> u32 {
         self.node.world.random()
     }
@@ -73,8 +88,17 @@ impl SocketEnv for Socket<'_> {
     fn cookie(&self) -> u64 {
         self.cookie
     }
+    fn namespace(&self) -> u64 {
+        self.namespace
+    }
     fn in_host_namespace(&self) -> bool {
-        self.host
+        self.namespace == HOST
+    }
+    fn bound(&self) -> Address {
+        self.bound
+    }
+    fn client_addresses(&self, namespace: u64) -> Option<ClientAddresses> {
+        self.node.world.clients.get(&namespace).copied()
     }
     fn connected(&self) -> Option<ConnectedPeer> {
         self.node.connected.get(&self.cookie).copied()

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use crate::abi::{
-    Address, Backend, BackendFlags, BackendIndex, Device, DropKey, Frontend, FrontendKey,
-    FrontendKind, NodeAddressFlags, Region, ServiceIndex, ServiceRecord,
+    Address, AffinityKey, AffinityValue, Backend, BackendFlags, BackendIndex, ClientAddresses,
+    Device, DropKey, Frontend, FrontendKey, FrontendKind, NodeAddressFlags, Region, ServiceFlags,
+    ServiceIndex, ServiceRecord,
 };
 use crate::bytes::Be16;
 use crate::env::Tables;
@@ -27,6 +28,10 @@ pub struct World {
     pub backends: Vec<Backend>,
     /// NODE_ADDRESSES.
     pub node_addresses: BTreeMap<Address, u32>,
+    /// CLIENTS by namespace cookie.
+    pub clients: BTreeMap<u64, ClientAddresses>,
+    /// AFFINITY.
+    pub affinity: BTreeMap<AffinityKey, AffinityValue>,
     /// DEVICES by interface index.
     pub devices: BTreeMap<u32, Device>,
     /// DROPS.
@@ -72,6 +77,8 @@ pub struct Service<'a> {
     pub flags: u32,
     /// Whether it has Maglev tables.
     pub maglev: bool,
+    /// Session affinity, seconds; `None` for no affinity.
+    pub affinity: Option<u32>,
 }
 
 impl World {
@@ -84,15 +91,20 @@ impl World {
                 Frontend { service: index, kind: *kind as u32 },
             );
         }
-        let (cluster, cluster_maglev) = self.endpoints(index, service.cluster, service.maglev);
-        let (local, local_maglev) = self.endpoints(index, service.local, service.maglev);
+        let of_list = |world: &mut Self, endpoints, list| {
+            world.endpoints(index, endpoints, list, service.maglev)
+        };
+        let (cluster, cluster_maglev) = of_list(self, service.cluster, BackendFlags::IN_CLUSTER);
+        let (local, local_maglev) = of_list(self, service.local, BackendFlags::IN_LOCAL);
+        let affinity = if service.affinity.is_some() { ServiceFlags::AFFINITY } else { 0 };
         let record = ServiceRecord {
-            flags: service.flags,
+            flags: service.flags | affinity,
             service: index,
             cluster,
             local,
             cluster_maglev,
             local_maglev,
+            affinity_timeout: service.affinity.unwrap_or_default(),
             ..ServiceRecord::default()
         };
         self.records.insert(index, record);
@@ -124,10 +136,11 @@ impl World {
         &mut self,
         service: ServiceIndex,
         endpoints: &[Endpoint],
+        list: u16,
         maglev: bool,
     ) -> (Region, Region) {
         let indices: Vec<BackendIndex> =
-            endpoints.iter().map(|endpoint| self.backend_of(service, endpoint)).collect();
+            endpoints.iter().map(|endpoint| self.backend_of(service, endpoint, list)).collect();
         let slots = self.region(&indices);
         if !maglev {
             return (slots, Region::default());
@@ -140,9 +153,25 @@ impl World {
         (slots, self.region(&chosen))
     }
 
-    fn backend_of(&mut self, service: ServiceIndex, endpoint: &Endpoint) -> BackendIndex {
+    /// The element of an endpoint; one that is in both lists has one element, as in the maps.
+    fn backend_of(
+        &mut self,
+        service: ServiceIndex,
+        endpoint: &Endpoint,
+        list: u16,
+    ) -> BackendIndex {
         if self.backends.is_empty() {
             self.backends.push(Backend::default());
+        }
+        let is_it = |known: &Backend| {
+            known.service == service
+                && known.address == endpoint.address.ip().into()
+                && known.port.get() == endpoint.address.port()
+        };
+        let known = (0..).zip(&mut self.backends).find(|(_, known)| is_it(known));
+        if let Some((index, known)) = known {
+            known.flags |= list;
+            return BackendIndex(index);
         }
         let place = match endpoint.place {
             Place::Here => BackendFlags::LOCAL,
@@ -152,7 +181,7 @@ impl World {
         self.backends.push(Backend {
             address: endpoint.address.ip().into(),
             port: Be16::new(endpoint.address.port()),
-            flags: place | BackendFlags::LIVE,
+            flags: place | BackendFlags::LIVE | list,
             generation: 1,
             service,
             pad: 0,
@@ -196,6 +225,14 @@ impl Tables for World {
 
     fn node_address(&self, address: &Address) -> Option<u32> {
         self.node_addresses.get(address).copied()
+    }
+
+    fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {
+        self.affinity.get_mut(key)
+    }
+
+    fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue) {
+        self.affinity.insert(*key, *value);
     }
 
     fn random(&self) -> u32 {

@@ -2,6 +2,7 @@
 //!
 //! Each test body is generic over the family and runs for IPv4 and IPv6, TCP and UDP.
 
+mod affinity;
 mod answers;
 mod checksums;
 mod flows;

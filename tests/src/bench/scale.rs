@@ -18,7 +18,7 @@ use lb_agent::cluster::convert::{service, slice};
 use lb_agent::cluster::snapshot::Change;
 use lb_agent::config::{Capacities, Config};
 use lb_agent::datapath::NodeDatapath;
-use lb_agent::node::facts::{Device, NodeFacts};
+use lb_agent::node::facts::{ClientAddresses, Device, NodeFacts};
 use lb_agent::plan::Planner;
 use lb_agent::run::datapath::{Datapath as _, Setup};
 use lb_lab::Lab;
@@ -102,6 +102,7 @@ fn packets(
     };
     datapath.set_node(&NodeFacts {
         addresses: address.both().into_iter().map(|address| (address, true)).collect(),
+        own: ClientAddresses { address4: uplink.address4, address6: uplink.address6 },
         devices: [(index, uplink)].into(),
     })?;
     datapath.apply(&planner.apply(programs::services(lab)?))?;

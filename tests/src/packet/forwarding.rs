@@ -6,11 +6,12 @@ use super::bench::{
 };
 use super::programs::Hook;
 use anyhow::{Context, Result, ensure};
-use lb_common::abi::FlowFlags;
+use lb_common::abi::{BackendFlags, FlowFlags};
 use lb_common::family::Family;
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::model::frame::{Fragment, Segment, Transport};
 use lb_common::model::scene::{Role, at, port};
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 pub(super) const SYN: u8 = 0x02;
@@ -35,6 +36,7 @@ pub(super) fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
         ),
         ("UDP chooses anew when its endpoint left, TCP is never cut", generations),
         ("a lost flow entry does not change a packet", repair),
+        ("a client with session affinity keeps its endpoint, through every frontend", affinity),
     ]
 }
 
@@ -259,6 +261,51 @@ fn repair<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
         bench.lose(reply)?;
         let after = bench.run(Hook::Ingress, &request.frame())?;
         ensure!(before == after, "{before:?} became {after:?}");
+    }
+    Ok(())
+}
+
+fn affinity<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    let to = F::DESTINATION_OFFSET as usize + 14;
+    let width = size_of::<F::Addr>();
+    for opener in OPENERS {
+        bench.reset()?;
+        let endpoint = |bench: &mut Bench<F>, client: u16, frontend| -> Result<Vec<u8>> {
+            let mut request = sent::<F>(frontend, opener);
+            request.source.set_port(port::CLIENT + client);
+            let run = bench.run(Hook::Ingress, &request.frame())?;
+            Ok(run.bytes.get(to..to + width).context("no address")?.to_vec())
+        };
+        let mut reached = BTreeSet::new();
+        for (client, frontend) in (0..).zip(
+            [
+                external::<F>(port::STICKY),
+                at::<F>(Role::ClusterIp, port::STICKY),
+                at::<F>(Role::LoadBalancer, port::STICKY),
+                at::<F>(Role::Node, port::node_port(port::STICKY)),
+            ]
+            .repeat(4),
+        ) {
+            reached.insert(endpoint(bench, client, frontend)?);
+        }
+        ensure!(reached.len() == 1, "{opener:?} reached {reached:?}");
+        let clients = bench.programs.remembered_clients()?;
+        ensure!(clients == [at::<F>(Role::Client, 0).ip().into()].into(), "AFFINITY: {clients:?}");
+        // The endpoint leaves: another one, and from then on that.
+        let mut left = None;
+        bench.change(|world| {
+            let first = reached.first().map(|bytes| F::widen(bytemuck::pod_read_unaligned(bytes)));
+            for backend in world.backends.iter_mut().filter(|b| Some(b.address) == first) {
+                backend.flags &= !BackendFlags::IN_CLUSTER;
+                left = first;
+            }
+        })?;
+        ensure!(left.is_some(), "the endpoint is nobody's");
+        for client in 100..110 {
+            reached.insert(endpoint(bench, client, external::<F>(port::STICKY))?);
+        }
+        // The Maglev table still names the endpoint that left; only what is remembered changed.
+        ensure!(reached.len() > 1, "{opener:?} reached {reached:?} alone");
     }
     Ok(())
 }

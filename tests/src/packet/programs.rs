@@ -9,12 +9,12 @@ use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use bytemuck::bytes_of;
 use lb_common::abi::{
-    Backend, Config, Device, DropKey, Flow, FlowKey, Frontend, FrontendKey, ServicePointer,
-    ServiceRecord, map,
+    Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, Device, DropKey, Flow,
+    FlowKey, Frontend, FrontendKey, ServicePointer, ServiceRecord, map,
 };
 use lb_common::family::{Family, V4, V6};
 use lb_common::model::world::World;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Room for the longest frame of any case.
 const FRAME: usize = 16 * 1024;
@@ -111,6 +111,8 @@ impl Programs {
         )?;
         let addresses = world.node_addresses.iter().map(|(key, flags)| (bytes(key), bytes(flags)));
         self.insert::<16, 4>(map::NODE_ADDRESSES, addresses)?;
+        let clients = world.clients.iter().map(|(cookie, value)| (bytes(cookie), bytes(value)));
+        self.insert::<8, { size_of::<ClientAddresses>() }>(map::CLIENTS, clients)?;
         let devices = world.devices.iter().map(|(index, device)| (bytes(index), bytes(device)));
         self.insert::<4, { size_of::<Device>() }>(map::DEVICES, devices)?;
         // The record of a Service lies at the Service's own index.
@@ -127,13 +129,15 @@ impl Programs {
         self.set::<{ size_of::<Backend>() }>(map::BACKENDS, backends)
     }
 
-    /// Forgets flows, fragments and counters.
+    /// Forgets flows, fragments, clients and counters.
     ///
     /// # Errors
     /// Names the map that refused.
     pub fn forget(&mut self) -> Result<()> {
         self.clear::<{ size_of::<FlowKey<V4>>() }, { size_of::<Flow<V4>>() }>(map::FLOWS4)?;
         self.clear::<{ size_of::<FlowKey<V6>>() }, { size_of::<Flow<V6>>() }>(map::FLOWS6)?;
+        self.clear::<{ size_of::<AffinityKey>() }, { size_of::<AffinityValue>() }>(map::AFFINITY)?;
+        self.clear::<8, { size_of::<ClientAddresses>() }>(map::CLIENTS)?;
         self.clear::<16, 4>(map::FRAGMENTS4)?;
         self.clear::<40, 4>(map::FRAGMENTS6)?;
         let mut drops = self.drop_counters()?;
@@ -180,6 +184,21 @@ impl Programs {
             }
         }
         Ok(left)
+    }
+
+    /// The addresses under which AFFINITY remembers clients.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn remembered_clients(&mut self) -> Result<BTreeSet<Address>> {
+        let map = self
+            .hash::<{ size_of::<AffinityKey>() }, { size_of::<AffinityValue>() }>(map::AFFINITY)?;
+        map.keys()
+            .map(|key| {
+                let key: AffinityKey = bytemuck::pod_read_unaligned(&key.context("list AFFINITY")?);
+                Ok(key.client)
+            })
+            .collect()
     }
 
     /// Drops by Service and reason, over all CPUs.

@@ -76,7 +76,7 @@ fn draw<F: AnswerFormat>(dice: &mut Dice, known: &[Vec<u8>]) -> (Hook, Vec<u8>) 
 }
 
 fn request<F: AnswerFormat>(dice: &mut Dice) -> Segment {
-    let service = port::LOCAL + dice.roll(12) as u16;
+    let service = port::LOCAL + dice.roll(14) as u16;
     let to = match dice.roll(6) {
         0 => at::<F>(Role::Node, port::node_port(service)),
         1 => at::<F>(Role::ClusterIp, service),

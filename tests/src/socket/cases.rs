@@ -2,16 +2,18 @@
 
 use super::{Bench, Style};
 use anyhow::{Context, Result, bail, ensure};
+use lb_agent::node::namespace::netns_cookie;
+use lb_common::abi::{Address, ClientAddresses};
 use lb_common::lb::DropReason;
 use lb_common::model::scene::{Role, port};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, sendto, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, connect, sendto, socket,
 };
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 type Case = (&'static str, fn(&mut Bench) -> Result<()>);
 
-pub(super) const CASES: [Case; 17] = [
+pub(super) const CASES: [Case; 18] = [
     ("TCP reaches the endpoint, and getpeername shows the frontend", tcp),
     ("connected UDP reaches the endpoint, and every answer is the frontend's", udp_connected),
     ("unconnected UDP reaches the endpoint, and recvfrom shows the frontend", udp_unconnected),
@@ -39,6 +41,7 @@ pub(super) const CASES: [Case; 17] = [
     ("an unconnected socket goes elsewhere when its endpoint left", generation),
     ("a direct connection to an endpoint shows the endpoint", direct),
     ("what is not served is counted with its reason", counted),
+    ("a client with session affinity keeps its endpoint; a bound socket is its own", affinity),
 ];
 
 fn tcp(bench: &mut Bench) -> Result<()> {
@@ -221,6 +224,65 @@ fn generation(bench: &mut Bench) -> Result<()> {
     bench.programs.fill(&changed)?;
     socket.send_to(b"?", frontend)?;
     is_answered(&socket, frontend, &bench.endpoint(Role::RemotePod))
+}
+
+fn affinity(bench: &mut Bench) -> Result<()> {
+    let node = bench.at(Role::Node, 0).ip();
+    for (bound, known) in [(None, false), (None, true), (Some(node), true)] {
+        bench.programs.forget()?;
+        let namespace = netns_cookie()?;
+        let mut world = bench.world.clone();
+        if known {
+            let own = bench.at(Role::Management, 0).ip().to_canonical().into();
+            world.clients = [(namespace, ClientAddresses { address4: own, address6: own })].into();
+        }
+        bench.programs.fill(&world)?;
+        let frontend = bench.at(Role::ClusterIp, port::STICKY);
+        let node_port = bench.at(Role::Node, port::node_port(port::STICKY));
+        let (mut by_tcp, mut by_udp) = (BTreeSet::new(), BTreeSet::new());
+        for to in [frontend, node_port].repeat(8) {
+            let socket = from(bench.style, bound, SockType::Stream)?;
+            connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).context("connect")?;
+            let mut said = String::new();
+            TcpStream::from(socket).read_to_string(&mut said)?;
+            by_tcp.insert(said);
+            for connected in [true, false] {
+                let socket = UdpSocket::from(from(bench.style, bound, SockType::Datagram)?);
+                socket.set_read_timeout(Some(PATIENCE))?;
+                if connected {
+                    socket.connect(to)?;
+                    socket.send(b"?")?;
+                } else {
+                    socket.send_to(b"?", to)?;
+                }
+                by_udp.insert(answer(&socket)?.1);
+            }
+        }
+        ensure!(by_tcp.len() == 1, "TCP reached {by_tcp:?}");
+        ensure!(by_udp.len() == 1, "UDP reached {by_udp:?}");
+        let client = match (bound, known) {
+            (Some(address), _) => address.to_canonical().into(),
+            (None, true) => bench.at(Role::Management, 0).ip().to_canonical().into(),
+            (None, false) => Address::of_namespace(namespace),
+        };
+        let clients = bench.programs.remembered_clients()?;
+        ensure!(clients == [client].into(), "{clients:?} instead of {client:?}");
+    }
+    Ok(())
+}
+
+/// A blocking socket that is bound to an address, or not.
+fn from(style: Style, bound: Option<IpAddr>, kind: SockType) -> Result<OwnedFd> {
+    let family = match style {
+        Style::V4 => AddressFamily::Inet,
+        Style::V6 | Style::Mapped => AddressFamily::Inet6,
+    };
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).context("a socket")?;
+    if let Some(address) = bound {
+        let address = SockaddrStorage::from(SocketAddr::new(address, 0));
+        bind(socket.as_raw_fd(), &address).context("bind")?;
+    }
+    Ok(socket)
 }
 
 fn direct(bench: &mut Bench) -> Result<()> {
