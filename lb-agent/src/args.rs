@@ -26,7 +26,7 @@ lb-agent run [--kubeconfig FILE [--master URL] | --manifests DIR]
       [--nodeport-addresses primary|CIDR[,CIDR]...] [--devices NAME[,NAME]...]
       [--xdp auto|native|generic|off] [--cgroup-root DIR] [--bpffs DIR]
       [--snat-port-range FIRST-LAST] [--max-services N] [--max-backends N]
-      [--max-slots N] [--max-flows N] [--healthz-bind-address IP[:PORT]]
+      [--max-slots N] [--max-source-ranges N] [--max-flows N] [--healthz-bind-address IP[:PORT]]
       [--metrics-bind-address IP[:PORT]] [--log-format FORMAT] [--log-level LEVEL]";
 
 const RUN_AFTER: &str = "\
@@ -222,6 +222,9 @@ pub struct SizeArgs {
     /// Places in endpoint lists and Maglev tables, all Services together
     #[arg(long, env = "LB_MAX_SLOTS", value_name = "N", default_value_t = 1_048_576)]
     pub max_slots: u32,
+    /// Source ranges of load balancers; those of a Service count for each of its ports
+    #[arg(long, env = "LB_MAX_SOURCE_RANGES", value_name = "N", default_value_t = 65_536)]
+    pub max_source_ranges: u32,
     /// Flows from outside that are translated at one time
     #[arg(long, env = "LB_MAX_FLOWS", value_name = "N", default_value_t = 524_288)]
     pub max_flows: u32,

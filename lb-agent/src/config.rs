@@ -77,6 +77,8 @@ pub struct Capacities {
     pub backends: u32,
     /// Places in endpoint lists and Maglev tables.
     pub slots: u32,
+    /// Source ranges of load balancer addresses; those of a Service count for each of its ports.
+    pub source_ranges: u32,
     /// Flows.
     pub flows: u32,
 }
@@ -283,10 +285,11 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
 
 fn capacities(args: SizeArgs) -> Result<Capacities, ConfigError> {
     // The upper bounds keep each table under 2 GiB: array maps are allocated whole.
-    let checks: [(&'static str, u32, RangeInclusive<u32>); 4] = [
+    let checks: [(&'static str, u32, RangeInclusive<u32>); 5] = [
         ("max-services", args.max_services, 16..=1 << 22),
         ("max-backends", args.max_backends, 16..=1 << 24),
         ("max-slots", args.max_slots, 256..=1 << 28),
+        ("max-source-ranges", args.max_source_ranges, 16..=1 << 24),
         ("max-flows", args.max_flows, 256..=1 << 24),
     ];
     for (flag, value, allowed) in checks {
@@ -303,6 +306,7 @@ fn capacities(args: SizeArgs) -> Result<Capacities, ConfigError> {
         services: args.max_services,
         backends: args.max_backends,
         slots: args.max_slots,
+        source_ranges: args.max_source_ranges,
         flows: args.max_flows,
     })
 }

@@ -170,6 +170,7 @@ fn table_name(table: Table) -> &'static str {
         Table::Records => "records",
         Table::Slots => "slots",
         Table::Backends => "backends",
+        Table::SourceRanges => "source_ranges",
         Table::NodeAddresses => "node_addresses",
         Table::Devices => "devices",
     }

@@ -7,7 +7,7 @@ use bytemuck::Pod;
 
 use crate::abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, Flow, FlowKey, Frontend,
-    FrontendKey, ServiceIndex, ServiceRecord,
+    FrontendKey, ServiceIndex, ServiceRecord, SourceRange,
 };
 use crate::family::Family;
 use crate::lb::DropReason;
@@ -34,6 +34,8 @@ pub trait Tables {
     fn backend(&self, index: BackendIndex) -> Option<&Backend>;
     /// NODE_ADDRESSES: flags, `None` for addresses that aren't the node's own.
     fn node_address(&self, address: &Address) -> Option<u32>;
+    /// Whether SOURCE_RANGES has a range around this address.
+    fn source_range(&self, key: &SourceRange) -> bool;
     /// The AFFINITY entry under `key`, to read and to renew in place.
     fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue>;
     /// Writes AFFINITY.

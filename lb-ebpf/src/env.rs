@@ -5,10 +5,11 @@ use core::ffi::c_void;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::maps::lpm_trie::Key;
 use bytemuck::Pod;
 use lb_common::abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, DropKey, Flow, FlowKey,
-    Frontend, FrontendKey, ServiceIndex, ServicePointer, ServiceRecord,
+    Frontend, FrontendKey, ServiceIndex, ServicePointer, ServiceRecord, SourceRange,
 };
 use lb_common::env::{
     Balance, ChangeOf, ChecksumRule, Env, Frame, InsertError, Route, RouteQuery, TICK_SHIFT, Tables,
@@ -19,7 +20,7 @@ use lb_common::wire::checksum::Sum;
 use lb_common::wire::transport::Ports;
 
 use crate::fib::Answer;
-use crate::maps::{self, FamilyMaps};
+use crate::maps::{self, FamilyMaps, SourcePrefix};
 
 /// Negative errno of a key that exists already.
 const EEXIST: i32 = -17;
@@ -71,6 +72,14 @@ impl<C> Tables for Kernel<C> {
     fn node_address(&self, address: &Address) -> Option<u32> {
         // SAFETY: copied at once.
         unsafe { maps::NODE_ADDRESSES.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn source_range(&self, key: &SourceRange) -> bool {
+        // SAFETY: the same bytes (the sizes are compared where the map is declared); the type of the
+        // map's key asks for no alignment.
+        let key = unsafe { &*core::ptr::from_ref(key).cast::<Key<SourcePrefix>>() };
+        maps::SOURCE_RANGES.get(key).is_some()
     }
 
     #[inline(always)]

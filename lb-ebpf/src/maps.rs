@@ -3,11 +3,12 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray};
 use lb_common::abi::{
     Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, ConnectedPeer, Device,
     DropKey, Flow, FlowKey, Frontend, FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue,
-    ServiceName, ServicePointer, ServiceRecord,
+    ServiceName, ServicePointer, ServiceRecord, SourceRange, SourceSet,
 };
 use lb_common::family::{Family, V4, V6};
 use lb_common::packet::{FragmentKey, Work};
@@ -39,6 +40,9 @@ pub static CLIENTS: HashMap<u64, ClientAddresses> =
 pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> =
     LruHashMap::with_max_entries(65_536, 0);
 #[map]
+pub static SOURCE_RANGES: LpmTrie<SourcePrefix, u32> =
+    LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
 pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(1_024, BPF_F_NO_PREALLOC);
 #[map]
 pub static FLOWS4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(262_144, 0);
@@ -66,6 +70,15 @@ static FIB: PerCpuArray<Fib> = PerCpuArray::with_max_entries(1, 0);
 pub static OPAQUE: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]
 pub static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
+
+/// [`lb_common::abi::SourceRange`] without its length, as the type of the map wants it.
+#[repr(C)]
+pub struct SourcePrefix {
+    set: SourceSet,
+    address: Address,
+}
+
+const _: () = assert!(size_of::<Key<SourcePrefix>>() == size_of::<SourceRange>());
 
 /// Set by the agent when it loads the object.
 #[unsafe(no_mangle)]

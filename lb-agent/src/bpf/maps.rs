@@ -8,7 +8,7 @@ use aya_obj::generated::bpf_map_type;
 use bytemuck::Pod;
 use lb_common::abi::{
     self, Address, Backend, BackendIndex, ClientAddresses, Device, Frontend, FrontendKey,
-    ServiceIndex, ServiceName, ServicePointer, ServiceRecord,
+    ServiceIndex, ServiceName, ServicePointer, ServiceRecord, SourceRange,
 };
 
 use super::error::BpfError;
@@ -16,9 +16,11 @@ use super::hash::{self, Hash};
 use super::pins::Pins;
 use super::sys::{self, Access};
 use super::table::Table;
+use super::trie::Trie;
 use crate::tables::store::{Store, StoreError, Table as TableName};
 
 const LOOKUP: &str = "bpf(BPF_MAP_LOOKUP_BATCH)";
+const NEXT: &str = "bpf(BPF_MAP_GET_NEXT_KEY)";
 const UPDATE: &str = "bpf(BPF_MAP_UPDATE_ELEM)";
 const DELETE: &str = "bpf(BPF_MAP_DELETE_ELEM)";
 
@@ -33,6 +35,7 @@ pub struct PinnedMaps {
     names: Hash<u32, ServiceName>,
     node_addresses: Hash<Address, u32>,
     clients: Hash<u64, ClientAddresses>,
+    source_ranges: Trie<SourceRange>,
     devices: Hash<u32, Device>,
     barrier: Option<Barrier>,
 }
@@ -50,6 +53,7 @@ impl PinnedMaps {
             names: Hash::open(pins, abi::map::NAMES, access)?,
             node_addresses: Hash::open(pins, abi::map::NODE_ADDRESSES, access)?,
             clients: Hash::open(pins, abi::map::CLIENTS, access)?,
+            source_ranges: Trie::open(pins, abi::map::SOURCE_RANGES, access)?,
             devices: Hash::open(pins, abi::map::DEVICES, access)?,
             barrier: match access {
                 Access::Read => None,
@@ -72,11 +76,17 @@ fn all<K: Pod, V: Pod>(hash: &Hash<K, V>) -> Result<Vec<(K, V)>, StoreError> {
 }
 
 fn set<K: Pod, V: Pod>(hash: &Hash<K, V>, key: &K, value: &V) -> Result<(), StoreError> {
-    hash.set(key, value).map_err(|source| match source.raw_os_error() {
-        // E2BIG: as many entries as the map may have. ENOMEM isn't that: it may pass.
-        Some(libc::E2BIG | libc::ENOSPC) => StoreError::Full { map: hash.name() },
-        _ => StoreError::Call { map: hash.name(), call: UPDATE, source },
-    })
+    hash.set(key, value).map_err(|source| refused(hash.name(), source))
+}
+
+/// An update that the kernel refused.
+fn refused(map: &'static str, source: io::Error) -> StoreError {
+    match source.raw_os_error() {
+        // As many entries as the map may have: E2BIG of a hash, ENOSPC of a trie. ENOMEM isn't that:
+        // it may pass.
+        Some(libc::E2BIG | libc::ENOSPC) => StoreError::Full { map },
+        _ => StoreError::Call { map, call: UPDATE, source },
+    }
 }
 
 fn remove<K: Pod, V: Pod>(hash: &Hash<K, V>, key: &K) -> Result<(), StoreError> {
@@ -95,6 +105,7 @@ impl Store for PinnedMaps {
             TableName::Records => self.records.len(),
             TableName::Slots => self.slots.len(),
             TableName::Backends => self.backends.len(),
+            TableName::SourceRanges => self.source_ranges.capacity(),
             TableName::NodeAddresses => self.node_addresses.capacity(),
             TableName::Devices => self.devices.capacity(),
         }
@@ -189,6 +200,24 @@ impl Store for PinnedMaps {
 
     fn remove_client(&mut self, namespace: u64) -> Result<(), StoreError> {
         remove(&self.clients, &namespace)
+    }
+
+    fn source_ranges(&self) -> Result<Vec<SourceRange>, StoreError> {
+        let map = self.source_ranges.name();
+        self.source_ranges.keys().map_err(|source| StoreError::Call { map, call: NEXT, source })
+    }
+
+    fn set_source_range(&mut self, range: &SourceRange) -> Result<(), StoreError> {
+        self.source_ranges.add(range).map_err(|source| refused(self.source_ranges.name(), source))
+    }
+
+    fn remove_source_range(&mut self, range: &SourceRange) -> Result<(), StoreError> {
+        let map = self.source_ranges.name();
+        self.source_ranges.remove(range).map_err(|source| StoreError::Call {
+            map,
+            call: DELETE,
+            source,
+        })
     }
 
     fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError> {

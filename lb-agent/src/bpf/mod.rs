@@ -33,6 +33,7 @@ mod sys;
 mod table;
 #[cfg(test)]
 mod tests;
+mod trie;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

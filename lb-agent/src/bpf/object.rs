@@ -25,7 +25,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// Maps that outlive the agent. CONNECTED is one of them, so that sockets that were connected
 /// before a restart still show the address that they named; the others (WORK4, WORK6, constants)
 /// hold nothing between two runs of a program.
-const PINNED: [&str; 18] = [
+const PINNED: [&str; 19] = [
     map::FRONTENDS,
     map::SERVICES,
     map::RECORDS,
@@ -35,6 +35,7 @@ const PINNED: [&str; 18] = [
     map::NODE_ADDRESSES,
     map::CLIENTS,
     map::AFFINITY,
+    map::SOURCE_RANGES,
     map::DEVICES,
     map::FLOWS4,
     map::FLOWS6,
@@ -105,8 +106,8 @@ pub fn load(
 }
 
 /// Sizes that depend on the configuration; the object's own hold for the others.
-fn sizes(capacities: &Capacities) -> [(&'static str, u32); 9] {
-    let Capacities { services, backends, slots, flows } = *capacities;
+fn sizes(capacities: &Capacities) -> [(&'static str, u32); 10] {
+    let Capacities { services, backends, slots, source_ranges, flows } = *capacities;
     [
         (map::SERVICES, services),
         // Each Service has a published record and one on its way.
@@ -116,6 +117,7 @@ fn sizes(capacities: &Capacities) -> [(&'static str, u32); 9] {
         (map::FRONTENDS, services.saturating_mul(4)),
         (map::BACKENDS, backends),
         (map::SLOTS, slots),
+        (map::SOURCE_RANGES, source_ranges),
         // A flow has two entries, and half of all flows may be of either family.
         (map::FLOWS4, flows),
         (map::FLOWS6, flows),

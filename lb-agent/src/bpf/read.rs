@@ -4,9 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use ipnet::IpNet;
 use lb_common::abi::{
     BackendFlags, BackendIndex, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
-    FrontendKind as AbiKind, Region, ServiceFlags, ServiceIndex, ServiceName, ServiceRecord, map,
+    FrontendKind as AbiKind, Region, ServiceFlags, ServiceIndex, ServiceName, ServiceRecord,
+    SourceSet, map,
 };
 use lb_common::bytes::Be16;
 use lb_common::family::{Family, V4, V6};
@@ -22,6 +24,7 @@ use super::sys::Access;
 use crate::cluster::snapshot::{IpFamily, Protocol};
 use crate::inspect::rows::{BackendRow, FlowPath, FlowRow, FrontendRow, PolicyRow, ServiceRow};
 use crate::plan::desired::FrontendKind;
+use crate::tables::encode;
 use crate::tables::store::{Store, StoreError};
 
 /// The maps of a running or stopped agent, open to be read.
@@ -56,12 +59,13 @@ impl Reader {
         for (key, frontend) in self.maps.frontends().map_err(read_error)? {
             frontends.entry(frontend.service).or_default().extend(frontend_row(&key, &frontend));
         }
+        let sources = self.sources()?;
         let mut rows: Vec<ServiceRow> = self
             .names()?
             .into_iter()
             .filter_map(|(index, name)| {
                 let frontends = frontends.remove(&index).unwrap_or_default();
-                self.service_row(index, &name, frontends)
+                self.service_row(index, &name, frontends, &sources)
             })
             .collect();
         rows.sort_by(|a, b| {
@@ -107,6 +111,15 @@ impl Reader {
         Ok(rows)
     }
 
+    /// The ranges of every set.
+    fn sources(&self) -> Result<HashMap<SourceSet, BTreeSet<IpNet>>, BpfError> {
+        let mut sources: HashMap<SourceSet, BTreeSet<IpNet>> = HashMap::new();
+        for range in self.maps.source_ranges().map_err(read_error)? {
+            sources.entry(range.set).or_default().extend(encode::range_net(&range));
+        }
+        Ok(sources)
+    }
+
     fn names(&self) -> Result<Vec<(ServiceIndex, ServiceName)>, BpfError> {
         self.maps.names().map_err(read_error)
     }
@@ -116,6 +129,7 @@ impl Reader {
         index: ServiceIndex,
         name: &ServiceName,
         mut frontends: Vec<FrontendRow>,
+        sources: &HashMap<SourceSet, BTreeSet<IpNet>>,
     ) -> Option<ServiceRow> {
         let (namespace, service, port_name) = parts(name)?;
         frontends.sort_by_key(|row| (row.kind, row.address, row.port));
@@ -128,7 +142,7 @@ impl Reader {
             family: if name.family == 4 { IpFamily::V4 } else { IpFamily::V6 },
             frontends,
             backends: self.backend_rows(&record),
-            policy: policy_row(&record),
+            policy: policy_row(&record, sources),
         })
     }
 
@@ -171,13 +185,14 @@ fn frontend_row(key: &FrontendKey, frontend: &Frontend) -> Option<FrontendRow> {
     Some(FrontendRow { address: key.address.into(), port: key.port.get(), kind })
 }
 
-fn policy_row(record: &ServiceRecord) -> PolicyRow {
+fn policy_row(record: &ServiceRecord, sources: &HashMap<SourceSet, BTreeSet<IpNet>>) -> PolicyRow {
     let has = |flag| record.flags & flag != 0;
     PolicyRow {
         internal_local: has(ServiceFlags::INTERNAL_LOCAL),
         external_local: has(ServiceFlags::EXTERNAL_LOCAL),
-        affinity_timeout: has(ServiceFlags::AFFINITY).then_some(record.affinity_timeout),
-        source_ranges: has(ServiceFlags::SOURCE_RANGES),
+        affinity_timeout: record.affinity(),
+        source_ranges: has(ServiceFlags::SOURCE_RANGES)
+            .then(|| sources.get(&record.sources).into_iter().flatten().copied().collect()),
     }
 }
 

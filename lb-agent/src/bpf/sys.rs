@@ -359,6 +359,29 @@ pub unsafe fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attributes) }.map(drop)
 }
 
+/// The key behind `key`, or the first one; `None` behind the last.
+///
+/// # Safety
+/// `K` must have the size of the map's keys.
+pub unsafe fn next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<Option<K>> {
+    let mut next = K::zeroed();
+    let mut attributes = Element {
+        map: raw(map),
+        pad: 0,
+        key: key.map_or(0, address),
+        // For this command: where the next key goes.
+        value: address_mut(&mut next),
+        flags: 0,
+    };
+    // SAFETY: both pointers are to live values, of the right size as the caller promises; no key at
+    // all asks for the first.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) } {
+        Ok(_) => Ok(Some(next)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Where a dump goes on: the kernel's own bookmark, for hashes a bucket number.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor(u32);

@@ -10,7 +10,7 @@ use std::time::Instant;
 use lb_common::abi::{
     Address, Backend, BackendFlags, BackendIndex, Device as AbiDevice, Flow, FlowFlags, FlowKey,
     Frontend, FrontendKey, FrontendKind, Region, ServiceFlags, ServiceIndex, ServiceName,
-    ServicePointer, ServiceRecord,
+    ServicePointer, ServiceRecord, SourceRange, SourceSet,
 };
 use lb_common::bytes::Be16;
 use lb_common::family::{Addr4, V4};
@@ -26,6 +26,7 @@ use crate::args::XdpMode;
 use crate::config::Capacities;
 use crate::node::cgroup::cgroup_root;
 use crate::plan::desired::FrontendKind as RowKind;
+use crate::tables::encode;
 use crate::tables::store::{Store as _, StoreError, Table};
 
 /// A place for one test; everything in it ends with it.
@@ -59,7 +60,13 @@ impl Place {
             xdp: XdpMode::Auto,
             snat_ports: 1024..=29_999,
             cluster_cidrs: Vec::new(),
-            capacities: Capacities { services: 64, backends: 256, slots: 1_024, flows: 512 },
+            capacities: Capacities {
+                services: 64,
+                backends: 256,
+                slots: 1_024,
+                source_ranges: 8,
+                flows: 512,
+            },
         }
     }
 
@@ -189,9 +196,50 @@ fn a_restart_adopts_maps_and_links_and_cleanup_leaves_nothing() {
         drop((maps, kernel));
 
         let removed = cleanup::cleanup(place.bpffs()).unwrap();
-        assert_eq!((removed.attachments, removed.maps), (12, 16));
+        assert_eq!((removed.attachments, removed.maps), (12, 19));
         assert!(!place.bpffs().join("lb").exists());
         assert_eq!(cleanup::cleanup(place.bpffs()).unwrap(), cleanup::Removed::default());
+    });
+}
+
+#[test]
+fn a_trie_lists_what_was_added_once_and_says_when_it_is_full() {
+    alone(|place| {
+        let kernel = Kernel::open(&place.setup()).unwrap();
+        let mut maps = kernel.maps().unwrap();
+        assert_eq!(maps.source_ranges().unwrap(), []);
+        // Nested, equal in two sets, and of both families.
+        let mut ranges: Vec<SourceRange> = [
+            (1, "10.0.0.0/8"),
+            (1, "10.1.0.0/16"),
+            (1, "10.1.2.3/32"),
+            (2, "10.0.0.0/8"),
+            (2, "0.0.0.0/1"),
+            (2, "fd00::/8"),
+            (2, "fd00::1/128"),
+            (3, "8000::/1"),
+        ]
+        .into_iter()
+        .map(|(set, net)| encode::source_range(SourceSet(set), &net.parse().unwrap()))
+        .collect();
+        for range in &ranges {
+            maps.set_source_range(range).unwrap();
+        }
+        let listed = |maps: &PinnedMaps| {
+            let mut listed = maps.source_ranges().unwrap();
+            listed.sort();
+            listed
+        };
+        ranges.sort();
+        assert_eq!(listed(&maps), ranges);
+        let more = encode::source_range(SourceSet(9), &"10.0.0.0/8".parse().unwrap());
+        let full = maps.set_source_range(&more);
+        assert!(matches!(full, Err(StoreError::Full { map: "SOURCE_RANGES" })), "{full:?}");
+        for range in ranges.drain(2..5) {
+            maps.remove_source_range(&range).unwrap();
+            maps.remove_source_range(&range).unwrap();
+        }
+        assert_eq!(listed(&maps), ranges);
     });
 }
 

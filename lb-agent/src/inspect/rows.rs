@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use crate::cluster::snapshot::{IpFamily, Protocol};
@@ -64,8 +65,9 @@ pub struct PolicyRow {
     pub external_local: bool,
     /// ClientIP affinity, in seconds.
     pub affinity_timeout: Option<u32>,
-    /// Load balancer addresses admit some sources only.
-    pub source_ranges: bool,
+    /// Sources that load balancer addresses admit; none in the list: nobody, for want of room in the
+    /// table; no list: everybody.
+    pub source_ranges: Option<Vec<IpNet>>,
 }
 
 /// One translated flow.

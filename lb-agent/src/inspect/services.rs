@@ -107,8 +107,11 @@ fn policy(policy: &PolicyRow) -> String {
     if let Some(seconds) = policy.affinity_timeout {
         words.push(format!("affinity={seconds}s"));
     }
-    if policy.source_ranges {
-        words.push("source-ranges".to_owned());
+    if let Some(ranges) = &policy.source_ranges {
+        let texts: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+        let nobody = || "none".to_owned();
+        let texts = Some(texts.join("+")).filter(|text| !text.is_empty()).unwrap_or_else(nobody);
+        words.push(format!("sources={texts}"));
     }
     table::or_dash(words.join(","))
 }
@@ -157,6 +160,9 @@ mod tests {
                 policy: PolicyRow {
                     external_local: true,
                     affinity_timeout: Some(125),
+                    source_ranges: Some(
+                        ["10.0.0.0/8", "192.0.2.7/32"].map(|net| net.parse().unwrap()).into(),
+                    ),
                     ..PolicyRow::default()
                 },
             },
@@ -168,7 +174,7 @@ mod tests {
                 family: IpFamily::V6,
                 frontends: vec![frontend("fd00:96::a", 53, FrontendKind::ClusterIp)],
                 backends: Vec::new(),
-                policy: PolicyRow::default(),
+                policy: PolicyRow { source_ranges: Some(Vec::new()), ..PolicyRow::default() },
             },
         ]
     }
@@ -187,9 +193,14 @@ mod tests {
     #[test]
     fn the_wide_table_shows_all_backends_kinds_and_policies() {
         let text = print(&["-o", "wide", "web"]);
-        for expected in ["10.244.0.5:8080", "*:30080(NodePort)", "external=Local,affinity=125s"] {
+        for expected in [
+            "10.244.0.5:8080",
+            "*:30080(NodePort)",
+            "external=Local,affinity=125s,sources=10.0.0.0/8+192.0.2.7/32",
+        ] {
             assert!(text.contains(expected), "{expected} in {text}");
         }
+        assert!(print(&["-o", "wide", "dns"]).contains("sources=none"), "nobody is admitted");
     }
 
     #[test]
@@ -216,6 +227,8 @@ mod tests {
         assert_eq!(value[0]["family"], "IPv6");
         assert_eq!(value[1]["frontends"][1]["kind"], "NodePort");
         assert_eq!(value[1]["backends"][0]["local"], true);
+        assert_eq!(value[1]["policy"]["affinity_timeout"], 125);
+        assert_eq!(value[1]["policy"]["source_ranges"][1], "192.0.2.7/32");
         assert_eq!(print(&["-o", "json", "absent"]), "[]\n");
     }
 }

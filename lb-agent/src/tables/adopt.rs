@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{BackendFlags, BackendIndex, ServiceIndex, ServicePointer};
+use ipnet::IpNet;
+use lb_common::abi::{
+    BackendFlags, BackendIndex, ServiceFlags, ServiceIndex, ServicePointer, SourceSet,
+};
 
 use super::alloc::{Indices, Runs};
 use super::entry::Entry;
 use super::layout::run_of;
+use super::sources::Sources;
 use super::store::{Store, StoreError, Table};
 use super::{Retired, Tables};
 use crate::plan::desired::ServicePortKey;
@@ -32,6 +36,10 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
         }
     }
     adopt_backends(&mut store, &mut entries);
+    adopt_sources(&mut store, &mut entries)?;
+    let sources = || entries.values().filter_map(|entry| entry.sources.as_ref());
+    let sets = sources().map(|sources| sources.set.0).filter(|set| *set != 0).collect();
+    let ranges = sources().map(|sources| sources.ranges.len() as u32).sum();
     let used = |number: fn(&Entry) -> u32| -> BTreeSet<u32> {
         entries.values().map(number).filter(|number| *number != 0).collect()
     };
@@ -43,6 +51,8 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
             &entries.values().flat_map(|entry| entry.backends.values().copied()).collect(),
         ),
         slots: Runs::new(store.capacity(Table::Slots), entries.values().map(|entry| entry.run)),
+        sets: Indices::new(u32::MAX, &sets),
+        ranges,
         retired: Retired::default(),
         unfit: BTreeMap::new(),
         skipped: BTreeMap::new(),
@@ -63,7 +73,9 @@ fn read_entry<S: Store>(store: &S, index: ServiceIndex) -> Entry {
     if record.service != index || !fits {
         return Entry::new(index);
     }
-    Entry { record: number, run, ..Entry::new(index) }
+    let restricted = record.flags & ServiceFlags::SOURCE_RANGES != 0;
+    let sources = restricted.then(|| Sources { set: record.sources, ranges: Vec::new() });
+    Entry { record: number, run, sources, ..Entry::new(index) }
 }
 
 /// Hands each live element of BACKENDS to its Service port.
@@ -86,4 +98,29 @@ fn adopt_backends<S: Store>(store: &mut S, entries: &mut BTreeMap<ServicePortKey
             store.set_backend_flags(index, 0);
         }
     }
+}
+
+/// Hands each set of ranges to the Service port whose record names it; the others' are left-overs.
+fn adopt_sources<S: Store>(
+    store: &mut S,
+    entries: &mut BTreeMap<ServicePortKey, Entry>,
+) -> Result<(), StoreError> {
+    let mut sets: BTreeMap<SourceSet, BTreeSet<IpNet>> = entries
+        .values()
+        .filter_map(|entry| entry.sources.as_ref())
+        .map(|sources| (sources.set, BTreeSet::new()))
+        .collect();
+    for range in store.source_ranges()? {
+        match (sets.get_mut(&range.set), super::encode::range_net(&range)) {
+            (Some(set), Some(net)) => {
+                set.insert(net);
+            }
+            (None, _) | (_, None) => store.remove_source_range(&range)?,
+        }
+    }
+    for sources in entries.values_mut().filter_map(|entry| entry.sources.as_mut()) {
+        // A set belongs to one Service port.
+        sources.ranges = sets.remove(&sources.set).unwrap_or_default().into_iter().collect();
+    }
+    Ok(())
 }

@@ -1,10 +1,12 @@
 //! Values of the plan as keys and values of the maps, and back.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use lb_common::abi::{
     Address, Backend, BackendFlags, ClientAddresses, Device, DeviceFlags, FrontendKey,
-    FrontendKind, ServiceFlags, ServiceIndex, ServiceName,
+    FrontendKind, ServiceFlags, ServiceIndex, ServiceName, SourceRange, SourceSet,
 };
 use lb_common::bytes::Be16;
 use lb_common::wire::ip;
@@ -133,6 +135,35 @@ pub fn record_flags(plan: &ServicePortPlan) -> u32 {
         | flag(plan.source_ranges.is_some(), ServiceFlags::SOURCE_RANGES)
 }
 
+/// Ranges as a set of SOURCE_RANGES holds them: in order, each once, without host bits.
+pub fn ranges(planned: &[IpNet]) -> Vec<IpNet> {
+    let ranges: BTreeSet<IpNet> = planned.iter().map(IpNet::trunc).collect();
+    ranges.into_iter().collect()
+}
+
+/// Key of SOURCE_RANGES.
+pub fn source_range(set: SourceSet, range: &IpNet) -> SourceRange {
+    let mapped = match range {
+        IpNet::V4(_) => SourceRange::MAPPED_BITS,
+        IpNet::V6(_) => 0,
+    };
+    SourceRange {
+        prefix_len: SourceRange::SET_BITS + mapped + u32::from(range.prefix_len()),
+        set,
+        address: range.network().into(),
+    }
+}
+
+/// The range of a key of SOURCE_RANGES; `None` for a prefix length that we don't write.
+pub fn range_net(range: &SourceRange) -> Option<IpNet> {
+    let address = IpAddr::from(range.address);
+    let before = match address {
+        IpAddr::V4(_) => SourceRange::SET_BITS + SourceRange::MAPPED_BITS,
+        IpAddr::V6(_) => SourceRange::SET_BITS,
+    };
+    IpNet::new(address, range.prefix_len.checked_sub(before)?.try_into().ok()?).ok()
+}
+
 /// Value of CLIENTS.
 pub fn client(addresses: &facts::ClientAddresses) -> ClientAddresses {
     let facts::ClientAddresses { address4, address6 } = *addresses;
@@ -173,6 +204,22 @@ mod tests {
         {
             assert_eq!(service_port_key(&service_name(&key).unwrap()), Some(key));
         }
+    }
+
+    #[test]
+    fn ranges_survive_the_round_trip_and_lose_what_does_not_count() {
+        let nets = |texts: &[&str]| -> Vec<IpNet> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let planned = nets(&["203.0.113.77/25", "10.0.0.0/8", "203.0.113.0/25", "fd00::7/64"]);
+        let written = ranges(&planned);
+        assert_eq!(written, nets(&["10.0.0.0/8", "203.0.113.0/25", "fd00::/64"]));
+        for net in written {
+            let key = source_range(SourceSet(7), &net);
+            assert_eq!((key.set, range_net(&key)), (SourceSet(7), Some(net)));
+        }
+        let key = source_range(SourceSet(7), &"203.0.113.0/25".parse().unwrap());
+        assert_eq!(key.prefix_len, 32 + 96 + 25);
     }
 
     #[test]

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use lb_common::abi::{BackendFlags, BackendIndex, ServiceIndex, ServicePointer, ServiceRecord};
+use lb_common::abi::{
+    BackendFlags, BackendIndex, ServiceIndex, ServicePointer, ServiceRecord, SourceSet,
+};
 
 use super::Tables;
 use super::alloc::Run;
 use super::encode;
 use super::layout::{Hashing, Layout};
+use super::sources::{self, Sources};
 use super::store::{Store, StoreError, Table};
 use crate::plan::desired::{ServicePortKey, ServicePortPlan};
 
@@ -23,12 +26,14 @@ pub struct Entry {
     pub run: Run,
     /// Its elements of BACKENDS, by address.
     pub backends: BTreeMap<SocketAddr, u32>,
+    /// Who may reach its load balancer addresses; `None` for everybody.
+    pub sources: Option<Sources>,
 }
 
 impl Entry {
     /// A Service port that nothing is known of but its index.
     pub fn new(index: ServiceIndex) -> Self {
-        Self { index, record: 0, run: Run::default(), backends: BTreeMap::new() }
+        Self { index, record: 0, run: Run::default(), backends: BTreeMap::new(), sources: None }
     }
 }
 
@@ -36,7 +41,7 @@ impl Entry {
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// A table is full.
-    #[error("the map {} is full; restart with a greater --{}", .0.map(), .0.flag())]
+    #[error("the map {} is full; restart with a greater --{}{}", .0.map(), .0.flag(), .0.until_then())]
     Full(Full),
     /// The name doesn't fit into NAMES: not a name that an API server admits.
     #[error("its name is longer than Kubernetes allows; shorten it")]
@@ -55,6 +60,8 @@ pub enum Full {
     Backends,
     /// SLOTS.
     Slots,
+    /// SOURCE_RANGES.
+    SourceRanges,
 }
 
 impl Full {
@@ -63,6 +70,7 @@ impl Full {
             Self::Services => "SERVICES",
             Self::Backends => "BACKENDS",
             Self::Slots => "SLOTS",
+            Self::SourceRanges => "SOURCE_RANGES",
         }
     }
 
@@ -71,6 +79,15 @@ impl Full {
             Self::Services => "max-services",
             Self::Backends => "max-backends",
             Self::Slots => "max-slots",
+            Self::SourceRanges => "max-source-ranges",
+        }
+    }
+
+    /// What it means for the Service, where it isn't that it stays as it was.
+    fn until_then(self) -> &'static str {
+        match self {
+            Self::Services | Self::Backends | Self::Slots => "",
+            Self::SourceRanges => "; until then its load balancer addresses admit nobody",
         }
     }
 }
@@ -95,6 +112,7 @@ pub fn write<S: Store>(
         Some(known) => known,
         None => (key.clone(), new_entry(tables, key)?),
     };
+    let admitted = sources::settle(tables, &mut entry, plan);
     let elements = elements(plan);
     let mut added = Vec::new();
     let written = add_backends(tables, &mut entry, &elements, &mut added)
@@ -107,10 +125,11 @@ pub fn write<S: Store>(
         tables.entries.insert(key, entry);
     } else {
         entry.backends.values().for_each(|index| tables.retire_backend(*index));
+        tables.retired.sources.extend(entry.sources);
         tables.store.remove_name(entry.index)?;
         tables.services.give(entry.index.0);
     }
-    written
+    written.and(admitted)
 }
 
 fn new_entry<S: Store>(tables: &mut Tables<S>, key: &ServicePortKey) -> Result<Entry, Problem> {
@@ -190,10 +209,11 @@ fn publish<S: Store>(
 ) -> Result<(), Problem> {
     let layout =
         Layout::new(plan, Hashing::of(plan), |address| entry.backends.get(address).copied());
+    let sources = entry.sources.as_ref().map_or(SourceSet(0), |sources| sources.set);
     let unchanged =
         entry.record != 0 && tables.store.slots(entry.run.offset, entry.run.len) == layout.slots;
     if unchanged {
-        let record = layout.record(plan, entry.index, entry.run);
+        let record = layout.record(plan, entry.index, entry.run, sources);
         if record == tables.store.record(entry.record) {
             return Ok(());
         }
@@ -211,7 +231,7 @@ fn publish<S: Store>(
     if old.len != 0 {
         tables.retired.slots.push(old);
     }
-    make_current(tables, entry, number, &layout.record(plan, entry.index, run));
+    make_current(tables, entry, number, &layout.record(plan, entry.index, run, sources));
     Ok(())
 }
 
@@ -234,7 +254,8 @@ fn place<S: Store>(
     Some((plain, run))
 }
 
-fn make_current<S: Store>(
+/// Publishes a record, which `number` was taken for.
+pub(super) fn make_current<S: Store>(
     tables: &mut Tables<S>,
     entry: &mut Entry,
     number: u32,

@@ -1,11 +1,11 @@
 //! Maps made of plain collections, for tests of what is written in which order.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{
     Address, Backend, BackendIndex, ClientAddresses, Device, Frontend, FrontendKey, ServiceIndex,
-    ServiceName, ServicePointer, ServiceRecord,
+    ServiceName, ServicePointer, ServiceRecord, SourceRange,
 };
 
 use super::store::{Store, StoreError, Table};
@@ -22,6 +22,8 @@ pub struct FakeStore {
     pub names: BTreeMap<ServiceIndex, ServiceName>,
     pub addresses: BTreeMap<Address, u32>,
     pub clients: BTreeMap<u64, ClientAddresses>,
+    pub source_ranges: BTreeSet<SourceRange>,
+    pub source_ranges_capacity: usize,
     pub devices: BTreeMap<u32, Device>,
     /// Calls of `barrier`.
     pub barriers: Cell<u32>,
@@ -35,11 +37,21 @@ impl FakeStore {
     pub fn new(services: usize, backends: usize, slots: usize) -> Self {
         Self {
             frontends_capacity: services * 4,
+            source_ranges_capacity: 16,
             pointers: vec![ServicePointer::default(); services],
             records: vec![ServiceRecord::default(); services * 2],
             slots: vec![0; slots],
             backends: vec![Backend::default(); backends],
             ..Self::default()
+        }
+    }
+}
+
+impl FakeStore {
+    fn is_not_published(&self, range: &SourceRange) {
+        for pointer in self.pointers.iter().filter(|p| p.record != 0) {
+            let named = self.records[pointer.record as usize].sources;
+            assert_ne!(named, range.set, "the set of {range:?} is published");
         }
     }
 }
@@ -52,6 +64,7 @@ impl Store for FakeStore {
             Table::Records => self.records.len(),
             Table::Slots => self.slots.len(),
             Table::Backends => self.backends.len(),
+            Table::SourceRanges => self.source_ranges_capacity,
             Table::NodeAddresses | Table::Devices => 1 << 10,
         };
         u32::try_from(len).unwrap()
@@ -158,6 +171,24 @@ impl Store for FakeStore {
     fn remove_client(&mut self, namespace: u64) -> Result<(), StoreError> {
         self.writes += 1;
         self.clients.remove(&namespace);
+        Ok(())
+    }
+    fn source_ranges(&self) -> Result<Vec<SourceRange>, StoreError> {
+        Ok(self.source_ranges.iter().copied().collect())
+    }
+    fn set_source_range(&mut self, range: &SourceRange) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.is_not_published(range);
+        if self.source_ranges.len() >= self.source_ranges_capacity {
+            return Err(StoreError::Full { map: "SOURCE_RANGES" });
+        }
+        assert!(self.source_ranges.insert(*range), "{range:?} is there already");
+        Ok(())
+    }
+    fn remove_source_range(&mut self, range: &SourceRange) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.is_not_published(range);
+        self.source_ranges.remove(range);
         Ok(())
     }
     fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError> {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{Region, ServiceIndex, ServiceRecord};
+use lb_common::abi::{Region, ServiceIndex, ServiceRecord, SourceSet};
 use lb_common::maglev;
 
 use super::alloc::Run;
@@ -71,7 +71,13 @@ impl Layout {
     }
 
     /// The record for this layout at `run`.
-    pub fn record(&self, plan: &ServicePortPlan, service: ServiceIndex, run: Run) -> ServiceRecord {
+    pub fn record(
+        &self,
+        plan: &ServicePortPlan,
+        service: ServiceIndex,
+        run: Run,
+        sources: SourceSet,
+    ) -> ServiceRecord {
         let at = |part: Region| Region {
             offset: if part.len == 0 { 0 } else { run.offset + part.offset },
             len: part.len,
@@ -84,7 +90,8 @@ impl Layout {
             cluster_maglev: at(self.cluster_maglev),
             local_maglev: at(self.local_maglev),
             affinity_timeout: plan.affinity_timeout.unwrap_or(0),
-            pad: [0; 5],
+            sources,
+            pad: [0; 4],
         }
     }
 

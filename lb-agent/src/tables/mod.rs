@@ -10,6 +10,7 @@ pub mod alloc;
 pub mod encode;
 mod entry;
 pub mod layout;
+mod sources;
 pub mod store;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ use crate::plan::desired::{
 };
 use alloc::{Indices, Run, Runs};
 use entry::{Entry, Problem};
+use sources::Sources;
 use store::{Store, StoreError, Table};
 
 /// Everything that the maps hold, and what is free in them.
@@ -40,6 +42,10 @@ pub struct Tables<S> {
     records: Indices,
     backends: Indices,
     slots: Runs,
+    /// Numbers of sets in SOURCE_RANGES.
+    sets: Indices,
+    /// Entries of SOURCE_RANGES.
+    ranges: u32,
     retired: Retired,
     unfit: BTreeMap<ServicePortKey, Unfit>,
     /// Frontends that the map had no room for, or whose Service port is not there.
@@ -60,12 +66,17 @@ struct Retired {
     records: Vec<u32>,
     backends: Vec<u32>,
     slots: Vec<Run>,
+    sources: Vec<Sources>,
 }
 
 impl Retired {
     fn is_empty(&self) -> bool {
-        let Self { services, records, backends, slots } = self;
-        services.is_empty() && records.is_empty() && backends.is_empty() && slots.is_empty()
+        let Self { services, records, backends, slots, sources } = self;
+        services.is_empty()
+            && records.is_empty()
+            && backends.is_empty()
+            && slots.is_empty()
+            && sources.is_empty()
     }
 }
 
@@ -227,6 +238,7 @@ impl<S: Store> Tables<S> {
             (Table::Records, self.records.used()),
             (Table::Backends, self.backends.used()),
             (Table::Slots, self.slots.used()),
+            (Table::SourceRanges, self.ranges),
         ]
         .into_iter()
         .map(|(table, used)| (table, used, self.store.capacity(table)))
@@ -296,6 +308,7 @@ impl<S: Store> Tables<S> {
             self.retire_backend(*index);
         }
         self.retire_record(&entry);
+        self.retired.sources.extend(entry.sources);
         self.retired.services.push(entry.index.0);
         Ok(())
     }
@@ -306,12 +319,13 @@ impl<S: Store> Tables<S> {
             return Ok(());
         }
         self.store.barrier()?;
-        let Retired { services, records, backends, slots } = std::mem::take(&mut self.retired);
+        let Retired { services, records, backends, slots, sources } =
+            std::mem::take(&mut self.retired);
         services.into_iter().for_each(|index| self.services.give(index));
         records.into_iter().for_each(|index| self.records.give(index));
         backends.into_iter().for_each(|index| self.backends.give(index));
         slots.into_iter().for_each(|run| self.slots.give(run));
-        Ok(())
+        sources.iter().try_for_each(|sources| sources::remove(self, sources))
     }
 
     fn retire_record(&mut self, entry: &Entry) {

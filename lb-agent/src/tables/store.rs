@@ -5,7 +5,7 @@
 
 use lb_common::abi::{
     Address, Backend, BackendIndex, ClientAddresses, Device, Frontend, FrontendKey, ServiceIndex,
-    ServiceName, ServicePointer, ServiceRecord,
+    ServiceName, ServicePointer, ServiceRecord, SourceRange,
 };
 
 /// The tables whose fill is watched.
@@ -21,6 +21,8 @@ pub enum Table {
     Slots,
     /// BACKENDS, elements.
     Backends,
+    /// SOURCE_RANGES, entries.
+    SourceRanges,
     /// NODE_ADDRESSES, entries.
     NodeAddresses,
     /// DEVICES, entries.
@@ -99,6 +101,12 @@ pub trait Store {
     fn set_client(&mut self, namespace: u64, value: &ClientAddresses) -> Result<(), StoreError>;
     /// Removes an entry; gone already is fine.
     fn remove_client(&mut self, namespace: u64) -> Result<(), StoreError>;
+    /// All of SOURCE_RANGES.
+    fn source_ranges(&self) -> Result<Vec<SourceRange>, StoreError>;
+    /// Writes an entry of SOURCE_RANGES, to a set that no published record names.
+    fn set_source_range(&mut self, range: &SourceRange) -> Result<(), StoreError>;
+    /// Removes an entry; gone already is fine.
+    fn remove_source_range(&mut self, range: &SourceRange) -> Result<(), StoreError>;
     /// All of DEVICES.
     fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError>;
     /// Writes an entry of DEVICES.

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use lb_common::abi::{BackendFlags, FrontendKey, ServicePointer, ServiceRecord};
+use lb_common::abi::{
+    BackendFlags, FrontendKey, ServiceFlags, ServicePointer, ServiceRecord, SourceSet,
+};
 use proptest::prelude::*;
 
 use super::fake_store::FakeStore;
@@ -54,8 +56,11 @@ fn desired(services: &[(u8, FrontendKind, Vec<u8>)]) -> Desired {
     desired
 }
 
+/// Flags, endpoints under policy Cluster, those of their hash table.
+type Meaning = (u32, Vec<String>, BTreeSet<String>);
+
 /// What a packet to each frontend could reach: the meaning of the maps, whatever their indices.
-fn meaning(store: &FakeStore) -> BTreeMap<FrontendKey, (u32, Vec<String>, BTreeSet<String>)> {
+fn meaning(store: &FakeStore) -> BTreeMap<FrontendKey, Meaning> {
     let record_of = |frontend: &Frontend| -> ServiceRecord {
         store.records[store.pointers[frontend.service.0 as usize].record as usize]
     };
@@ -302,9 +307,121 @@ fn what_an_interrupted_run_left_without_a_name_is_free_again() {
     store.records[2].service = ServiceIndex(3);
     store.pointers[3] = ServicePointer { record: 2, revision: 9 };
     let tables = Tables::adopt(store).unwrap();
-    assert_eq!(tables.fill().iter().map(|(_, used, _)| *used).collect::<Vec<_>>(), [1, 1, 1, 0]);
+    assert_eq!(tables.fill().iter().map(|(_, used, _)| *used).collect::<Vec<_>>(), [1, 1, 1, 0, 0]);
     assert_eq!(tables.store().backends[1].flags, 0);
     assert_eq!(tables.store().backends[1].generation, 1, "its flows are stale");
+}
+
+/// A Service port with a load balancer's address that admits these ranges.
+fn restricted(number: u8, ranges: &[&str]) -> Desired {
+    let mut desired = desired(&[(number, FrontendKind::LoadBalancer, vec![1])]);
+    let plan = desired.ports.get_mut(&key(&format!("s{number}"))).unwrap();
+    plan.source_ranges = Some(ranges.iter().map(|range| range.parse().unwrap()).collect())
+        .filter(|ranges: &Vec<_>| !ranges.is_empty());
+    desired
+}
+
+/// Whom the load balancer's address of a Service port admits; `None` for everybody.
+fn admitted(store: &FakeStore, number: u8) -> Option<Vec<String>> {
+    let frontend = store.frontends[&encode::frontend_key(&frontend(number))];
+    let record = store.records[store.pointers[frontend.service.0 as usize].record as usize];
+    (record.flags & ServiceFlags::SOURCE_RANGES != 0).then(|| {
+        let of_set = store.source_ranges.iter().filter(|range| range.set == record.sources);
+        of_set.map(|range| encode::range_net(range).unwrap().to_string()).collect()
+    })
+}
+
+/// Whom every frontend admits.
+fn all_admitted(store: &FakeStore) -> Vec<Option<Vec<String>>> {
+    let numbers =
+        (1..6).filter(|n| store.frontends.contains_key(&encode::frontend_key(&frontend(*n))));
+    numbers.map(|number| admitted(store, number)).collect()
+}
+
+fn texts(ranges: &[&str]) -> Option<Vec<String>> {
+    Some(ranges.iter().map(|&range| range.to_owned()).collect())
+}
+
+#[test]
+fn changed_source_ranges_are_one_publication_and_the_old_ones_go_after_the_grace_period() {
+    let mut tables =
+        applied(FakeStore::new(16, 16, 4096), &restricted(1, &["10.0.0.0/8", "192.0.2.0/24"]));
+    assert_eq!(admitted(tables.store(), 1), texts(&["10.0.0.0/8", "192.0.2.0/24"]));
+    tables.store.published.clear();
+    tables.reconcile(&restricted(1, &["192.0.2.0/24"])).unwrap();
+    assert_eq!(tables.store().published.len(), 1);
+    assert_eq!(admitted(tables.store(), 1), texts(&["192.0.2.0/24"]));
+    assert_eq!(tables.store().source_ranges.len(), 3, "the old set may still be read");
+    tables.maintain().unwrap();
+    assert_eq!(tables.store().source_ranges.len(), 1);
+    tables.reconcile(&restricted(1, &[])).unwrap();
+    assert_eq!(admitted(tables.store(), 1), None);
+    tables.maintain().unwrap();
+    assert_eq!(tables.store().source_ranges.len(), 0);
+}
+
+#[test]
+fn a_restart_adopts_the_ranges_that_are_used_and_removes_the_others() {
+    let desired = restricted(1, &["10.0.0.0/8", "192.0.2.0/24"]);
+    let before = applied(FakeStore::new(16, 16, 4096), &desired);
+    let writes = before.store().writes;
+    let mut store = before.into_store();
+    // Another agent ended before it published this.
+    let left_over = encode::source_range(SourceSet(7), &"0.0.0.0/1".parse().unwrap());
+    store.source_ranges.insert(left_over);
+    let after = applied(store, &desired);
+    assert_eq!(after.store().writes, writes + 1, "the left-over went, nothing else changed");
+    assert_eq!(admitted(after.store(), 1), texts(&["10.0.0.0/8", "192.0.2.0/24"]));
+    let used = |t: &Tables<FakeStore>| {
+        t.fill().iter().find(|(table, ..)| *table == Table::SourceRanges).map(|(_, used, _)| *used)
+    };
+    assert_eq!(used(&after), Some(2));
+}
+
+#[test]
+fn ranges_that_do_not_fit_close_the_address_and_nothing_else_of_the_service() {
+    let mut store = FakeStore::new(16, 16, 4096);
+    store.source_ranges_capacity = 2;
+    let many = ["10.0.0.0/8", "192.0.2.0/24", "203.0.113.0/24"];
+    // A new Service, one that was open, and one that had other ranges.
+    for before in [None, Some(restricted(1, &[])), Some(restricted(1, &["10.0.0.0/8"]))] {
+        let mut tables = Tables::adopt(store).unwrap();
+        if let Some(before) = before {
+            tables.reconcile(&before).unwrap();
+        }
+        let mut after = restricted(1, &many);
+        let plan = after.ports.get_mut(&key("s1")).unwrap();
+        plan.cluster.push(backend(2, Placement::Remote));
+        plan.serving.push(backend(2, Placement::Remote));
+        tables.reconcile(&after).unwrap();
+        let unfit: Vec<_> = tables.unfit().map(|(key, why)| format!("{key}: {why}")).collect();
+        assert_eq!(unfit.len(), 1, "{unfit:?}");
+        assert!(unfit[0].contains("SOURCE_RANGES is full"), "{unfit:?}");
+        assert!(unfit[0].contains("--max-source-ranges; until then"), "{unfit:?}");
+        assert_eq!(admitted(tables.store(), 1), texts(&[]), "nobody");
+        let endpoints = &meaning(tables.store())[&encode::frontend_key(&frontend(1))].1;
+        assert_eq!(endpoints.len(), 2, "endpoints are as planned");
+        tables.maintain().unwrap();
+        assert_eq!(tables.unfit().count(), 1, "it still doesn't fit");
+        // Fewer: they fit, and are in force.
+        tables.reconcile(&restricted(1, &many[..2])).unwrap();
+        assert_eq!(tables.unfit().count(), 0);
+        assert_eq!(admitted(tables.store(), 1), texts(&many[..2]));
+        tables.reconcile(&Desired::default()).unwrap();
+        tables.maintain().unwrap();
+        store = tables.into_store();
+    }
+}
+
+#[test]
+fn new_ranges_hold_even_when_the_endpoints_of_the_same_plan_do_not_fit() {
+    let mut tables = applied(FakeStore::new(16, 3, 4096), &restricted(1, &[]));
+    let mut grown = restricted(1, &["10.0.0.0/8"]);
+    let plan = grown.ports.get_mut(&key("s1")).unwrap();
+    plan.serving.extend((2..6).map(|last| backend(last, Placement::Remote)));
+    tables.reconcile(&grown).unwrap();
+    assert_eq!(tables.unfit().count(), 1);
+    assert_eq!(admitted(tables.store(), 1), texts(&["10.0.0.0/8"]));
 }
 
 fn kinds() -> impl Strategy<Value = FrontendKind> {
@@ -316,14 +433,23 @@ fn kinds() -> impl Strategy<Value = FrontendKind> {
 }
 
 fn states() -> impl Strategy<Value = Desired> {
-    prop::collection::btree_map(1u8..6, (kinds(), prop::collection::btree_set(1u8..8, 0..5)), 0..5)
-        .prop_map(|services| {
-            let list: Vec<_> = services
-                .into_iter()
-                .map(|(number, (kind, backends))| (number, kind, backends.into_iter().collect()))
-                .collect();
-            desired(&list)
-        })
+    let service =
+        (kinds(), prop::collection::btree_set(1u8..8, 0..5), prop::collection::vec(0u8..4, 0..3));
+    prop::collection::btree_map(1u8..6, service, 0..5).prop_map(|services| {
+        let list: Vec<_> = services
+            .iter()
+            .map(|(number, (kind, backends, _))| {
+                (*number, *kind, backends.iter().copied().collect())
+            })
+            .collect();
+        let mut desired = desired(&list);
+        for (number, (_, _, ranges)) in services {
+            let plan = desired.ports.get_mut(&key(&format!("s{number}"))).unwrap();
+            let nets = ranges.iter().map(|n| format!("10.{n}.0.0/16").parse().unwrap()).collect();
+            plan.source_ranges = Some(nets).filter(|nets: &Vec<_>| !nets.is_empty());
+        }
+        desired
+    })
 }
 
 proptest! {
@@ -345,6 +471,7 @@ proptest! {
         }
         let fresh = applied(FakeStore::new(16, 64, 1 << 14), &last);
         prop_assert_eq!(meaning(tables.store()), meaning(fresh.store()));
+        prop_assert_eq!(all_admitted(tables.store()), all_admitted(fresh.store()));
         tables.maintain().unwrap();
         let used = |t: &Tables<FakeStore>| t.fill().iter().map(|(_, used, _)| *used).collect::<Vec<_>>();
         prop_assert_eq!(used(&tables), used(&fresh), "nothing leaks");

@@ -14,6 +14,7 @@ mod frontend;
 mod node;
 mod service;
 mod socket;
+mod source;
 mod stats;
 
 pub use address::Address;
@@ -26,6 +27,7 @@ pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use node::{Device, DeviceFlags, NodeAddressFlags};
 pub use service::{Region, ServiceFlags, ServiceIndex, ServiceName, ServicePointer, ServiceRecord};
 pub use socket::{ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue};
+pub use source::{SourceRange, SourceSet};
 pub use stats::DropKey;
 
 /// Version of the layouts below; part of the pin path (`…/lb/v<VERSION>/`).
@@ -51,6 +53,8 @@ pub mod map {
     pub const CLIENTS: &str = "CLIENTS";
     /// LRU hash [`super::AffinityKey`] → [`super::AffinityValue`].
     pub const AFFINITY: &str = "AFFINITY";
+    /// LPM trie [`super::SourceRange`] → `u32`, always 1.
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     /// Hash `u32` interface index → [`super::Device`].
     pub const DEVICES: &str = "DEVICES";
     /// LRU hash [`super::FlowKey`]`<V4>` → [`super::Flow`]`<V4>`.

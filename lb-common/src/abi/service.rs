@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::SourceSet;
+
 /// Index of a Service port in SERVICES; 0 is never used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(transparent)]
@@ -46,8 +48,10 @@ pub struct ServiceRecord {
     pub local_maglev: Region,
     /// Session affinity, seconds; meaningful with [`ServiceFlags::AFFINITY`].
     pub affinity_timeout: u32,
+    /// Who may reach its load balancer addresses; meaningful with [`ServiceFlags::SOURCE_RANGES`].
+    pub sources: SourceSet,
     /// Always zero.
-    pub pad: [u32; 5],
+    pub pad: [u32; 4],
 }
 
 impl ServiceRecord {

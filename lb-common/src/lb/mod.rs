@@ -16,6 +16,7 @@ pub mod rewrite;
 pub mod select;
 pub mod snat;
 pub mod socket;
+pub mod source;
 
 pub use answer::Answer;
 pub use reason::DropReason;

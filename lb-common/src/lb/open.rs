@@ -3,7 +3,9 @@
 use super::frontend::{self, Destination, Found};
 use super::policy::{self, Allowed, Candidates, Client};
 use super::snat::{self, Source};
-use super::{Answer, DropReason, Side, Verdict, affinity, carry, drop_packet, flow, select};
+use super::{
+    Answer, DropReason, Side, Verdict, affinity, carry, drop_packet, flow, select, source,
+};
 use crate::abi::{AffinityKey, BackendFlags, BackendIndex, Device, Flow, FlowFlags};
 use crate::bytes::Be16;
 use crate::env::{Env, Route, RouteQuery};
@@ -47,6 +49,10 @@ pub fn new_flow<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Ve
     let Some(record) = env.record(found.service) else {
         return drop_packet(env, found.service, DropReason::Inconsistent);
     };
+    let from = packet.tuple.source;
+    if !source::admitted(env, record, &found, |_| Some(F::widen(from))) {
+        return drop_packet(env, found.service, DropReason::SourceRange);
+    }
     match policy::allowed(record, &found, Client::Outside) {
         Allowed::Endpoints(candidates) => choose_and_carry(env, work, &found, &candidates),
         Allowed::Refuse => {

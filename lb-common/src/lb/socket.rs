@@ -5,7 +5,7 @@
 
 use super::frontend::{self, Destination};
 use super::policy::{self, Allowed, Candidates, Client};
-use super::{DropReason, affinity, select};
+use super::{DropReason, affinity, select, source};
 use crate::abi::{
     Address, AffinityKey, Backend, BackendIndex, ClientAddresses, ConnectedPeer, PeerKey,
     PeerValue, ReverseKey, ReverseValue, ServiceIndex,
@@ -55,7 +55,7 @@ pub enum SocketVerdict {
     Translate(Address, Be16),
     /// An error: refused, as by a host with nobody listening.
     Refuse,
-    /// An error: policy Local, and no endpoint on this node.
+    /// An error: policy Local, and no endpoint on this node; or a source that isn't admitted.
     Unreachable,
 }
 
@@ -163,6 +163,10 @@ fn resolve<E: SocketEnv>(env: &E, destination: &Destination) -> Resolved {
         env.count_drop(found.service, DropReason::Inconsistent);
         return Resolved::Verdict(SocketVerdict::Refuse);
     };
+    if !source::admitted(env, record, &found, |env| client_address(env, address)) {
+        env.count_drop(found.service, DropReason::SourceRange);
+        return Resolved::Verdict(SocketVerdict::Unreachable);
+    }
     match policy::allowed(record, &found, Client::OnNode) {
         Allowed::Endpoints(candidates) => Resolved::Endpoints(found.service, candidates),
         Allowed::Refuse => {
@@ -189,7 +193,7 @@ fn choose<E: SocketEnv>(
         None => fresh(env)?,
         Some(timeout) => {
             let namespace = || Address::of_namespace(env.namespace());
-            let client = source(env, destination.address).unwrap_or_else(namespace);
+            let client = client_address(env, destination.address).unwrap_or_else(namespace);
             affinity::choose(env, &AffinityKey { client, service }, timeout, list, fresh)?
         }
     };
@@ -198,7 +202,7 @@ fn choose<E: SocketEnv>(
 
 /// The address that packets of this socket to `peer` would come from; `None` when nothing says.
 #[inline(always)]
-fn source<E: SocketEnv>(env: &E, peer: Address) -> Option<Address> {
+fn client_address<E: SocketEnv>(env: &E, peer: Address) -> Option<Address> {
     let bound = env.bound();
     // A socket can't send from an address of the other family: the call will fail.
     if !bound.is_unspecified() && bound.is_v4() == peer.is_v4() {

@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use super::world::World;
 use crate::abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, DeviceFlags, Flow, FlowKey,
-    Frontend, FrontendKey, ServiceIndex, ServiceRecord,
+    Frontend, FrontendKey, ServiceIndex, ServiceRecord, SourceRange,
 };
 use crate::bytes::Be16;
 use crate::env::{
@@ -201,6 +201,9 @@ impl<F: Family, H> Tables for View<'_, F, H> {
     }
     fn node_address(&self, address: &Address) -> Option<u32> {
         self.node.world.node_address(address)
+    }
+    fn source_range(&self, key: &SourceRange) -> bool {
+        self.node.world.source_range(key)
     }
     fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {
         self.node.world.affinity(key)

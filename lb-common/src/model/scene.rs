@@ -79,6 +79,10 @@ pub mod port {
     pub const STICKY: u16 = 91;
     /// The same and a local endpoint, external policy Local, session affinity.
     pub const STICKY_LOCAL: u16 = 92;
+    /// One local endpoint; its load balancer address admits [`super::ADMITTED`] alone.
+    pub const RANGES: u16 = 93;
+    /// No endpoints; its load balancer address admits [`super::ADMITTED`] alone.
+    pub const RANGES_EMPTY: u16 = 94;
     /// The NodePort of a Service port.
     pub const fn node_port(port: u16) -> u16 {
         30_000 + port
@@ -88,6 +92,9 @@ pub mod port {
     /// The client's port.
     pub const CLIENT: u16 = 40_000;
 }
+
+/// Who is in the source ranges of the Services that have some.
+pub const ADMITTED: [Role; 3] = [Role::Client, Role::Node, Role::LocalPod];
 
 /// Session affinity of the Services that have it, seconds (the default of Kubernetes).
 pub const AFFINITY: u32 = 10_800;
@@ -136,6 +143,9 @@ pub fn world<F: Family>() -> World {
     let mut world = World::default();
     for protocol in [6, 17] {
         for (port, cluster, local, flags, maglev) in services::<F>() {
+            let bits = if F::HAS_HEADER_CHECKSUM { 32 } else { 128 };
+            let ranges = ADMITTED.map(|role| (ip::<F>(role), bits));
+            let restricted = [port::RANGES, port::RANGES_EMPTY].contains(&port);
             let sticky = [port::STICKY, port::STICKY_LOCAL].contains(&port);
             let node_port = SocketAddr::new(wildcard::<F>(), port::node_port(port));
             world.serve(&Service {
@@ -151,6 +161,7 @@ pub fn world<F: Family>() -> World {
                 flags,
                 maglev,
                 affinity: sticky.then_some(AFFINITY),
+                sources: restricted.then_some(&ranges),
             });
         }
     }
@@ -202,7 +213,7 @@ pub fn service<F: Family>(world: &World, port: u16, protocol: u8) -> ServiceInde
 /// Port, endpoints under policy Cluster and Local, flags, whether there is a Maglev table.
 type Row = (u16, Vec<Endpoint>, Vec<Endpoint>, u32, bool);
 
-fn services<F: Family>() -> [Row; 13] {
+fn services<F: Family>() -> [Row; 15] {
     const SOME: u32 = ServiceFlags::HAS_ENDPOINTS;
     let endpoints = |roles: &[(Role, Place)]| -> Vec<Endpoint> {
         let endpoint = |(role, place): &(Role, Place)| Endpoint {
@@ -237,6 +248,8 @@ fn services<F: Family>() -> [Row; 13] {
         (port::INTERNAL_ELSEWHERE, remote(), none(), SOME | ServiceFlags::INTERNAL_LOCAL, false),
         (port::STICKY, three(), none(), SOME, true),
         (port::STICKY_LOCAL, four(), local(), SOME | ServiceFlags::EXTERNAL_LOCAL, true),
+        (port::RANGES, local(), local(), SOME, false),
+        (port::RANGES_EMPTY, none(), none(), 0, false),
     ]
 }
 

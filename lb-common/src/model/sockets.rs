@@ -6,7 +6,7 @@ use super::world::World;
 use crate::abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendIndex, ClientAddresses, ConnectedPeer,
     Frontend, FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceIndex,
-    ServiceRecord,
+    ServiceRecord, SourceRange,
 };
 use crate::env::Tables;
 use crate::lb::DropReason;
@@ -66,6 +66,9 @@ impl Tables for Socket<'_> {
     }
     fn node_address(&self, address: &Address) -> Option<u32> {
         self.node.world.node_address(address)
+    }
+    fn source_range(&self, key: &SourceRange) -> bool {
+        self.node.world.source_range(key)
     }
     fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {
         self.node.world.affinity(key)

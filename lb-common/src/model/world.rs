@@ -8,7 +8,7 @@ use std::vec::Vec;
 use crate::abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendFlags, BackendIndex, ClientAddresses,
     Device, DropKey, Frontend, FrontendKey, FrontendKind, NodeAddressFlags, Region, ServiceFlags,
-    ServiceIndex, ServiceRecord,
+    ServiceIndex, ServiceRecord, SourceRange, SourceSet,
 };
 use crate::bytes::Be16;
 use crate::env::Tables;
@@ -32,6 +32,8 @@ pub struct World {
     pub clients: BTreeMap<u64, ClientAddresses>,
     /// AFFINITY.
     pub affinity: BTreeMap<AffinityKey, AffinityValue>,
+    /// SOURCE_RANGES.
+    pub source_ranges: Vec<SourceRange>,
     /// DEVICES by interface index.
     pub devices: BTreeMap<u32, Device>,
     /// DROPS.
@@ -79,6 +81,9 @@ pub struct Service<'a> {
     pub maglev: bool,
     /// Session affinity, seconds; `None` for no affinity.
     pub affinity: Option<u32>,
+    /// Who may reach its load balancer addresses: prefixes of an address and a length; `None` for
+    /// everybody.
+    pub sources: Option<&'a [(IpAddr, u8)]>,
 }
 
 impl World {
@@ -97,18 +102,32 @@ impl World {
         let (cluster, cluster_maglev) = of_list(self, service.cluster, BackendFlags::IN_CLUSTER);
         let (local, local_maglev) = of_list(self, service.local, BackendFlags::IN_LOCAL);
         let affinity = if service.affinity.is_some() { ServiceFlags::AFFINITY } else { 0 };
+        let ranges = if service.sources.is_some() { ServiceFlags::SOURCE_RANGES } else { 0 };
+        // A set of its own for each Service, so its number will do.
+        let sources = SourceSet(index.0);
+        self.admit(sources, service.sources.unwrap_or_default());
         let record = ServiceRecord {
-            flags: service.flags | affinity,
+            flags: service.flags | affinity | ranges,
             service: index,
             cluster,
             local,
             cluster_maglev,
             local_maglev,
             affinity_timeout: service.affinity.unwrap_or_default(),
+            sources,
             ..ServiceRecord::default()
         };
         self.records.insert(index, record);
         index
+    }
+
+    /// Adds ranges to a set.
+    pub fn admit(&mut self, set: SourceSet, ranges: &[(IpAddr, u8)]) {
+        self.source_ranges.extend(ranges.iter().map(|(address, len)| {
+            let mapped = if address.is_ipv4() { SourceRange::MAPPED_BITS } else { 0 };
+            let prefix_len = SourceRange::SET_BITS + mapped + u32::from(*len);
+            SourceRange { prefix_len, set, address: (*address).into() }
+        }));
     }
 
     /// Makes `address` the node's own, with NodePorts or without.
@@ -225,6 +244,15 @@ impl Tables for World {
 
     fn node_address(&self, address: &Address) -> Option<u32> {
         self.node_addresses.get(address).copied()
+    }
+
+    fn source_range(&self, key: &SourceRange) -> bool {
+        let number = |address: Address| u128::from_be_bytes(bytemuck::cast(address.words()));
+        self.source_ranges.iter().any(|range| {
+            let host_bits = SourceRange::SET_BITS + 128 - range.prefix_len;
+            let differ = number(range.address) ^ number(key.address);
+            range.set == key.set && differ.checked_shr(host_bits).unwrap_or(0) == 0
+        })
     }
 
     fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {

@@ -12,6 +12,7 @@ mod parse;
 mod remote;
 mod selection;
 mod sockets;
+mod sources;
 
 use lb_common::family::Family;
 use lb_common::lb::Verdict;

@@ -76,6 +76,7 @@ impl<F: AnswerFormat> Bench<F> {
         let model = scene::node::<F>();
         if self.model.world.records != model.world.records
             || self.model.world.backends != model.world.backends
+            || self.model.world.source_ranges != model.world.source_ranges
         {
             self.programs.fill(&model.world)?;
         }

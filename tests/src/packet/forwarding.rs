@@ -6,11 +6,11 @@ use super::bench::{
 };
 use super::programs::Hook;
 use anyhow::{Context, Result, ensure};
-use lb_common::abi::{BackendFlags, FlowFlags};
+use lb_common::abi::{BackendFlags, FlowFlags, SourceSet};
 use lb_common::family::Family;
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::model::frame::{Fragment, Segment, Transport};
-use lb_common::model::scene::{Role, at, port};
+use lb_common::model::scene::{self, Role, at, ip, port};
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
@@ -36,6 +36,7 @@ pub(super) fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
         ),
         ("UDP chooses anew when its endpoint left, TCP is never cut", generations),
         ("a lost flow entry does not change a packet", repair),
+        ("source ranges admit who is in one, to the load balancer's address", source_ranges),
         ("a client with session affinity keeps its endpoint, through every frontend", affinity),
     ]
 }
@@ -306,6 +307,45 @@ fn affinity<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
         }
         // The Maglev table still names the endpoint that left; only what is remembered changed.
         ensure!(reached.len() > 1, "{opener:?} reached {reached:?} alone");
+    }
+    Ok(())
+}
+
+fn source_ranges<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    let (client, other) = (ip::<F>(Role::Client), ip::<F>(Role::OtherClient));
+    let bits = if F::HAS_HEADER_CHECKSUM { 32 } else { 128 };
+    // Prefixes of the client's address: the last bit of the two clients differs.
+    for (ranges, client_in, other_in) in [
+        (vec![], false, false),
+        (vec![(client, bits)], true, false),
+        (vec![(other, bits)], false, true),
+        (vec![(client, bits - 1)], true, true),
+        (vec![(client, bits - 8), (other, bits)], true, true),
+        (vec![(client, 1)], true, true),
+        (vec![(ip::<F>(Role::ThirdRemotePod), bits - 2)], false, false),
+    ] {
+        for opener in OPENERS {
+            bench.reset()?;
+            let service = scene::service::<F>(&bench.model.world, port::RANGES, opener.protocol());
+            bench.change(|world| {
+                let set = SourceSet(service.0);
+                world.source_ranges.retain(|range| range.set != set);
+                world.admit(set, &ranges);
+            })?;
+            for (source, admitted) in [(client, client_in), (other, other_in)] {
+                let mut request = sent::<F>(at::<F>(Role::LoadBalancer, port::RANGES), opener);
+                request.source.set_ip(source);
+                let run = bench.run(Hook::Ingress, &request.frame())?;
+                let action = if admitted { TC_NEXT } else { TC_DROP };
+                ensure!(run.action == action, "{source} in {ranges:?}: action {}", run.action);
+                // Another address of the same Service.
+                request.destination = external::<F>(port::RANGES);
+                request.source.set_port(port::CLIENT + 1);
+                let arrives = request.between(request.source, pod::<F>(Role::LocalPod), 64);
+                bench.expect(Hook::Ingress, &request.frame(), TC_NEXT, &arrives.frame())?;
+            }
+            bench.same_drops()?;
+        }
     }
     Ok(())
 }

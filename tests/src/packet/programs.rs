@@ -4,13 +4,14 @@
 //! tested elsewhere.
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuHashMap};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use bytemuck::bytes_of;
 use lb_common::abi::{
     Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, Device, DropKey, Flow,
-    FlowKey, Frontend, FrontendKey, ServicePointer, ServiceRecord, map,
+    FlowKey, Frontend, FrontendKey, ServicePointer, ServiceRecord, SourceRange, map,
 };
 use lb_common::family::{Family, V4, V6};
 use lb_common::model::world::World;
@@ -113,6 +114,7 @@ impl Programs {
         self.insert::<16, 4>(map::NODE_ADDRESSES, addresses)?;
         let clients = world.clients.iter().map(|(cookie, value)| (bytes(cookie), bytes(value)));
         self.insert::<8, { size_of::<ClientAddresses>() }>(map::CLIENTS, clients)?;
+        self.set_source_ranges(&world.source_ranges)?;
         let devices = world.devices.iter().map(|(index, device)| (bytes(index), bytes(device)));
         self.insert::<4, { size_of::<Device>() }>(map::DEVICES, devices)?;
         // The record of a Service lies at the Service's own index.
@@ -127,6 +129,24 @@ impl Programs {
         self.set::<4>(map::SLOTS, slots)?;
         let backends = (0..).zip(&world.backends).map(|(at, backend)| (at, bytes(backend)));
         self.set::<{ size_of::<Backend>() }>(map::BACKENDS, backends)
+    }
+
+    /// SOURCE_RANGES holds these, and no others.
+    fn set_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<()> {
+        const DATA: usize = size_of::<SourceRange>() - size_of::<u32>();
+        let map = self.ebpf.map_mut(map::SOURCE_RANGES).context("the object has no trie")?;
+        let mut trie =
+            LpmTrie::<_, [u8; DATA], u32>::try_from(map).context("the map SOURCE_RANGES")?;
+        let present: Vec<_> = trie.keys().collect::<Result<_, _>>().context("list the ranges")?;
+        for key in present {
+            trie.remove(&key).context("remove a range")?;
+        }
+        for range in ranges {
+            let data = bytes(range).split_off(size_of::<u32>());
+            let key = Key::new(range.prefix_len, array::<DATA>(&data)?);
+            trie.insert(&key, 1, 0).with_context(|| format!("insert {range:?}"))?;
+        }
+        Ok(())
     }
 
     /// Forgets flows, fragments, clients and counters.

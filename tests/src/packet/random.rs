@@ -76,11 +76,12 @@ fn draw<F: AnswerFormat>(dice: &mut Dice, known: &[Vec<u8>]) -> (Hook, Vec<u8>) 
 }
 
 fn request<F: AnswerFormat>(dice: &mut Dice) -> Segment {
-    let service = port::LOCAL + dice.roll(14) as u16;
-    let to = match dice.roll(6) {
+    let service = port::LOCAL + dice.roll(16) as u16;
+    let to = match dice.roll(7) {
         0 => at::<F>(Role::Node, port::node_port(service)),
         1 => at::<F>(Role::ClusterIp, service),
         2 => at::<F>(Role::Management, port::node_port(service)),
+        3 => at::<F>(Role::LoadBalancer, service),
         _ => at::<F>(Role::External, service),
     };
     let from = dice.pick(&[Role::Client, Role::OtherClient]).unwrap_or(Role::Client);

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 type Case = (&'static str, fn(&mut Bench) -> Result<()>);
 
-pub(super) const CASES: [Case; 18] = [
+pub(super) const CASES: [Case; 19] = [
     ("TCP reaches the endpoint, and getpeername shows the frontend", tcp),
     ("connected UDP reaches the endpoint, and every answer is the frontend's", udp_connected),
     ("unconnected UDP reaches the endpoint, and recvfrom shows the frontend", udp_unconnected),
@@ -42,6 +42,7 @@ pub(super) const CASES: [Case; 18] = [
     ("a direct connection to an endpoint shows the endpoint", direct),
     ("what is not served is counted with its reason", counted),
     ("a client with session affinity keeps its endpoint; a bound socket is its own", affinity),
+    ("source ranges judge a socket by the address that it will send from", source_ranges),
 ];
 
 fn tcp(bench: &mut Bench) -> Result<()> {
@@ -267,6 +268,53 @@ fn affinity(bench: &mut Bench) -> Result<()> {
         };
         let clients = bench.programs.remembered_clients()?;
         ensure!(clients == [client].into(), "{clients:?} instead of {client:?}");
+    }
+    Ok(())
+}
+
+fn source_ranges(bench: &mut Bench) -> Result<()> {
+    let (node, other) = (Role::Node, Role::Management);
+    for (bound, known, admitted) in [
+        (None, Some(node), true),
+        (None, Some(other), false),
+        (None, None, false),
+        (Some(node), Some(other), true),
+        (Some(node), None, true),
+        (Some(other), Some(node), false),
+    ] {
+        bench.programs.forget()?;
+        let mut world = bench.world.clone();
+        if let Some(role) = known {
+            let own = bench.at(role, 0).ip().to_canonical().into();
+            let own = ClientAddresses { address4: own, address6: own };
+            world.clients = [(netns_cookie()?, own)].into();
+        }
+        bench.programs.fill(&world)?;
+        let bound = bound.map(|role| bench.at(role, 0).ip());
+        let frontend = bench.at(Role::LoadBalancer, port::RANGES);
+        let to = SockaddrStorage::from(frontend);
+        let stream = from(bench.style, bound, SockType::Stream)?;
+        let datagrams = from(bench.style, bound, SockType::Datagram)?;
+        let connected = from(bench.style, bound, SockType::Datagram)?;
+        let results = [
+            connect(stream.as_raw_fd(), &to),
+            sendto(datagrams.as_raw_fd(), b"?", &to, MsgFlags::empty()).map(drop),
+            connect(connected.as_raw_fd(), &to),
+        ];
+        let expected = if admitted { Ok(()) } else { Err(Errno::EHOSTUNREACH) };
+        ensure!(
+            results == [expected; 3],
+            "bound to {bound:?}, known as {known:?}: {results:?} instead of {expected:?}"
+        );
+        if admitted {
+            let endpoint = bench.endpoint(Role::LocalPod);
+            greets(&mut TcpStream::from(stream), frontend, &endpoint)?;
+            let datagrams = UdpSocket::from(datagrams);
+            datagrams.set_read_timeout(Some(PATIENCE))?;
+            is_answered(&datagrams, frontend, &endpoint)?;
+        }
+        // Other addresses of the Service ask nobody.
+        talks_tcp(bench.at(Role::ClusterIp, port::RANGES), &bench.endpoint(Role::LocalPod))?;
     }
     Ok(())
 }

@@ -49,7 +49,13 @@ fn setup() -> Result<Setup> {
         xdp: XdpMode::Generic,
         snat_ports: 1_024..=29_999,
         cluster_cidrs: Vec::new(),
-        capacities: Capacities { services: 64, backends: 256, slots: 1_024, flows: 512 },
+        capacities: Capacities {
+            services: 64,
+            backends: 256,
+            slots: 1_024,
+            source_ranges: 64,
+            flows: 512,
+        },
     })
 }
 
