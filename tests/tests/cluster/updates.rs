@@ -1,6 +1,9 @@
 //! Changes of Services and endpoints while they are in use, each seen from everywhere it matters.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
+use lb_lab::topology::LOAD_BALANCER;
 use lb_lab::{Family, Load, Request, Transport};
 use lb_tests::cluster::reach::{Expect, Target, eventually};
 use lb_tests::cluster::test_cluster::{INSIDE, NODES, OTHER, OUTSIDE, WEB};
@@ -249,5 +252,127 @@ spec:
         all("pod-a1")?;
         namespace.delete("Service", "first")?;
         all("pod-b1")
+    })
+}
+
+/// Whether requests of one client, each from a socket of its own, all have the same server.
+fn keeps_its_server(cluster: &TestCluster, client: &str, request: &Request) -> Result<bool> {
+    let outcomes = cluster.lab().peer(client)?.request(&request.clone().times(24))?;
+    let mut servers = BTreeSet::new();
+    for outcome in outcomes {
+        let answer = outcome.map_err(|failure| anyhow::anyhow!("{client}: {failure}"))?;
+        servers.insert(answer.server);
+    }
+    Ok(servers.len() == 1)
+}
+
+#[test]
+fn session_affinity_is_switched_and_its_timeout_changed_while_the_service_is_used() -> Result<()> {
+    const NODE_PORT: u16 = 31556;
+    together(|cluster| {
+        let namespace = cluster.namespace("affinity")?;
+        let exposed = WEB_SERVICE
+            .replace("spec:\n", "spec:\n  type: NodePort\n")
+            .replace("targetPort: 8080", &format!("targetPort: 8080, nodePort: {NODE_PORT}"));
+        namespace.apply(&exposed)?;
+        namespace.pods(&web(), &["pod-a1", "pod-a2", "pod-b1"])?;
+        reach_all(cluster, &namespace, 80, Expect::Servers(&["pod-a1", "pod-a2", "pod-b1"]))?;
+        let for_seconds = |seconds: u32| {
+            json!({"spec": {
+                "sessionAffinity": "ClientIP",
+                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}},
+            }})
+        };
+        let none = json!({"spec": {"sessionAffinity": "None", "sessionAffinityConfig": null}});
+        for (change, sticks) in [
+            (for_seconds(10_800), true),
+            (none.clone(), false),
+            (for_seconds(600), true),
+            (for_seconds(86_400), true),
+            (none, false),
+        ] {
+            namespace.patch_service("web", change.clone())?;
+            for family in Family::BOTH {
+                let cluster_ip = namespace.cluster_ip("web", family)?;
+                let node = cluster.address("node-b", family)?;
+                let targets = INSIDE.map(|client| (client, cluster_ip, 80));
+                for (client, address, port) in
+                    targets.into_iter().chain([(OUTSIDE, node, NODE_PORT)])
+                {
+                    for transport in Transport::BOTH {
+                        let request = Request::new(transport, address, port);
+                        let what = format!("{client} → {address} {transport} with {change}");
+                        eventually(&what, || {
+                            let keeps = keeps_its_server(cluster, client, &request)?;
+                            anyhow::ensure!(keeps == sticks, "keeps its server: {keeps}");
+                            Ok(())
+                        })?;
+                    }
+                }
+            }
+        }
+        // A second of silence, and the client is as good as new.
+        namespace.patch_service("web", for_seconds(1))?;
+        let request = Request::tcp(namespace.cluster_ip("web", Family::V4)?, 80);
+        let mut servers = BTreeSet::new();
+        eventually("a client is forgotten after a second", || {
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+            let outcome = cluster.lab().peer("pod-b2")?.ask(&request)?;
+            servers.insert(outcome.map_err(|failure| anyhow::anyhow!("{failure}"))?.server);
+            anyhow::ensure!(servers.len() > 1, "always {servers:?}");
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn source_ranges_are_changed_while_the_load_balancer_is_used() -> Result<()> {
+    // The address is another test's, too.
+    const PORT: u16 = 8088;
+    together(|cluster| {
+        let namespace = cluster.namespace("ranges")?;
+        namespace.pods(&web(), &["pod-a1", "pod-b1"])?;
+        let balanced = WEB_SERVICE.replace("spec:\n", "spec:\n  type: LoadBalancer\n");
+        namespace.apply(&balanced.replace("port: 80,", &format!("port: {PORT},")))?;
+        let ingress = LOAD_BALANCER.both().map(|ip| json!({"ip": ip}));
+        cluster.api().patch_status(
+            "Service",
+            namespace.name(),
+            "web",
+            json!({"loadBalancer": {"ingress": ingress}}),
+        )?;
+        let of = |hosts: &[&str]| -> Result<Value> {
+            let mut ranges = Vec::new();
+            for host in hosts {
+                for (family, bits) in [(Family::V4, 32), (Family::V6, 128)] {
+                    ranges.push(format!("{}/{bits}", cluster.address(host, family)?));
+                }
+            }
+            Ok(json!({"spec": {"loadBalancerSourceRanges": ranges}}))
+        };
+        let both = Expect::Servers(&["pod-a1", "pod-b1"]);
+        for (change, admitted) in [
+            (json!({"spec": {"loadBalancerSourceRanges": null}}), vec![OUTSIDE, "node-a"]),
+            (of(&[OUTSIDE])?, vec![OUTSIDE]),
+            (of(&["node-a"])?, vec!["node-a"]),
+            (of(&["node-a", OUTSIDE, "site"])?, vec![OUTSIDE, "node-a"]),
+            (of(&["site"])?, vec![]),
+            (json!({"spec": {"loadBalancerSourceRanges": null}}), vec![OUTSIDE, "node-a"]),
+        ] {
+            namespace.patch_service("web", change)?;
+            for family in Family::BOTH {
+                for transport in Transport::BOTH {
+                    let target =
+                        Target { transport, address: LOAD_BALANCER.of(family), port: PORT };
+                    for client in [OUTSIDE, "node-a"] {
+                        let is_in = admitted.contains(&client);
+                        let expect = if is_in { both } else { Expect::Nobody };
+                        cluster.reach(client, target, expect)?;
+                    }
+                }
+            }
+            reach_all(cluster, &namespace, PORT, both)?;
+        }
+        Ok(())
     })
 }

@@ -10,6 +10,7 @@
     reason = "what a test meets is a finding, and its text says where"
 )]
 
+mod affinity;
 mod bad_input;
 mod change;
 mod coexistence;
@@ -24,5 +25,6 @@ mod ping;
 mod policy;
 mod restart;
 mod snat;
+mod source_ranges;
 mod stage;
 mod xdp;

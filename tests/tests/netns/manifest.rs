@@ -26,6 +26,10 @@ pub struct Service {
     pub external_local: bool,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
+    /// `sessionAffinity: ClientIP` for so many seconds.
+    pub affinity: Option<u32>,
+    /// `loadBalancerSourceRanges`.
+    pub source_ranges: Vec<String>,
     /// Whether it has a NodePort, and the LoadBalancer's and external addresses (one Service can).
     pub kind: Kind,
 }
@@ -50,6 +54,8 @@ impl Service {
             target_port: POD_PORT,
             external_local: false,
             internal_local: false,
+            affinity: None,
+            source_ranges: Vec::new(),
             kind: Kind::Everything,
         }
     }
@@ -112,6 +118,14 @@ impl Service {
         });
         if self.kind != Kind::ClusterIp {
             service["spec"]["externalTrafficPolicy"] = policy(self.external_local).into();
+        }
+        if let Some(seconds) = self.affinity {
+            service["spec"]["sessionAffinity"] = "ClientIP".into();
+            service["spec"]["sessionAffinityConfig"] =
+                json!({ "clientIP": { "timeoutSeconds": seconds } });
+        }
+        if !self.source_ranges.is_empty() {
+            service["spec"]["loadBalancerSourceRanges"] = json!(self.source_ranges);
         }
         if self.kind == Kind::Everything {
             service["spec"]["externalIPs"] = json!(EXTERNAL_IP.both());

@@ -6,11 +6,18 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use lb_agent::bpf::Access;
+use lb_agent::bpf::maps::PinnedMaps;
+use lb_agent::bpf::pins::Pins;
+use lb_agent::node::namespace::netns_cookie;
+use lb_agent::tables::store::Store;
+use lb_common::abi::ClientAddresses;
 use lb_lab::topology::Role;
 use lb_lab::{
     Agent, AgentOptions, Answer, Dual, EXTERNAL_IP, Failure, Family, LOAD_BALANCER, Lab, METRICS,
     Options, Outcome, Request, Transport, Xdp, agent_binary,
 };
+use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
 use crate::manifest::{POD_PORT, PORT, Service};
@@ -72,7 +79,7 @@ impl Stage {
         agent_options.arguments.extend(sizes.map(str::to_owned));
         adjust(&mut agent_options);
         let mut stage = Self { agents: BTreeMap::new(), agent_options, lab };
-        stage.write("services.yaml", &stage.documents(services));
+        stage.write_services(services);
         for node in stage.nodes() {
             stage.spawn_agent(&node);
         }
@@ -136,10 +143,15 @@ impl Stage {
     pub fn publish(&self, services: &[Service]) {
         let nodes = self.nodes();
         let before: Vec<_> = nodes.iter().map(|node| self.writes(node)).collect();
-        self.write("services.yaml", &self.documents(services));
+        self.write_services(services);
         for (node, before) in nodes.iter().zip(before) {
             eventually(&format!("{node} writes what changed"), || self.writes(node) > before);
         }
+    }
+
+    /// Replaces the Services and waits for nobody.
+    pub fn write_services(&self, services: &[Service]) {
+        self.write("services.yaml", &self.documents(services));
     }
 
     /// Writes a manifest file in one step.
@@ -192,6 +204,21 @@ impl Stage {
     /// The flows that a node's tables hold.
     pub fn flows(&self, node: &str) -> Vec<Value> {
         serde_json::from_str(&self.agent_says(node, &["flows", "-o", "json"])).unwrap()
+    }
+
+    /// Tells a node's datapath what a pod's sockets send from.
+    pub fn tell_client(&self, node: &str, pod: &str) {
+        let file = fs::File::open(self.lab.namespace(pod).unwrap()).unwrap();
+        let inside = std::thread::spawn(move || {
+            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            netns_cookie().unwrap()
+        });
+        let address = |family| self.address(pod, family).into();
+        let value =
+            ClientAddresses { address4: address(Family::V4), address6: address(Family::V6) };
+        let pins = Pins::at(&self.lab.bpffs(node));
+        let mut maps = PinnedMaps::open(&pins, Access::ReadWrite).unwrap();
+        maps.set_client(inside.join().unwrap(), &value).unwrap();
     }
 
     /// Kills a node's agent as a crash would (SIGKILL).
