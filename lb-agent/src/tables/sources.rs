@@ -23,8 +23,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Nobody.
-    const NONE: Self = Self { set: SourceSet(0), ranges: Vec::new() };
+    /// Nobody at all.
+    const NOBODY: Self = Self { set: SourceSet(0), ranges: Vec::new() };
 }
 
 /// Makes the current record admit the sources of the plan, before anything else of the plan is
@@ -41,7 +41,7 @@ pub fn settle<S: Store>(
     let (sources, written) = match wanted.map(|ranges| add(tables, ranges)) {
         None => (None, Ok(())),
         Some(Ok(sources)) => (Some(sources), Ok(())),
-        Some(Err(problem)) => (Some(Sources::NONE), Err(problem)),
+        Some(Err(problem)) => (Some(Sources::NOBODY), Err(problem)),
     };
     if entry.sources == sources {
         return written;

@@ -182,7 +182,6 @@ proptest! {
         let (length, keep) = (length.min(bits), keep.min(bits));
         let low = if v4 { u128::from(u32::MAX) } else { u128::MAX };
         let host = |len: u8| low.checked_shr(len.into()).unwrap_or(0);
-        let host = |len: u8| if v4 { host(len) & low } else { host(len) };
         // An address that has at least `keep` bits in common with the network.
         let address = (network & !host(keep)) | (near & host(keep));
         let ip = |number: u128| -> IpAddr {
