@@ -6,6 +6,7 @@
 //! (`convert`), or when the first state is complete: whoever takes the stream waits for the first
 //! [`Change::AllServices`] and [`Change::AllSlices`].
 
+mod backoff;
 mod connect;
 mod health;
 
@@ -30,6 +31,7 @@ use super::convert::slice::LABEL_HEADLESS;
 use super::convert::{Converted, node, service, slice};
 use super::problems::Ledger;
 use super::snapshot::{Change, Node, ObjectName};
+use backoff::WatchBackoff;
 
 /// Seconds after which the server ends a watch and we resume it; kube's default is five minutes.
 const WATCH_SECONDS: u32 = 120;
@@ -132,7 +134,7 @@ where
     ) -> Next {
         let events = events
             .modify(|object| object.managed_fields_mut().clear())
-            .default_backoff()
+            .backoff(WatchBackoff::new(self.health.clone(), self.watched))
             .ready_chunks(BATCH);
         let mut events = std::pin::pin!(events);
         while let Some(chunk) = events.next().await {
