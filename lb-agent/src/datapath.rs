@@ -137,7 +137,7 @@ fn table_name(table: Table) -> &'static str {
         Table::Records => "records",
         Table::Slots => "slots",
         Table::Backends => "backends",
-        Table::NodeAddresses => "node_addresses",
+        Table::Addresses => "addresses",
         Table::Devices => "devices",
     }
 }

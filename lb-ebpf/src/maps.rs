@@ -29,8 +29,7 @@ pub static BACKENDS: Array<Backend> = Array::with_max_entries(262_144, BPF_F_MMA
 #[map]
 pub static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
-pub static NODE_ADDRESSES: HashMap<Address, u32> =
-    HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+pub static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(69_632, BPF_F_NO_PREALLOC);
 #[map]
 pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(1_024, BPF_F_NO_PREALLOC);
 #[map]

@@ -31,7 +31,7 @@ pub struct PinnedMaps {
     backends: Table<Backend>,
     frontends: Hash<FrontendKey, Frontend>,
     names: Hash<u32, ServiceName>,
-    node_addresses: Hash<Address, u32>,
+    addresses: Hash<Address, u32>,
     devices: Hash<u32, Device>,
     barrier: Option<Barrier>,
 }
@@ -47,7 +47,7 @@ impl PinnedMaps {
             backends: table(pins, abi::map::BACKENDS, access)?,
             frontends: Hash::open(pins, abi::map::FRONTENDS, access)?,
             names: Hash::open(pins, abi::map::NAMES, access)?,
-            node_addresses: Hash::open(pins, abi::map::NODE_ADDRESSES, access)?,
+            addresses: Hash::open(pins, abi::map::ADDRESSES, access)?,
             devices: Hash::open(pins, abi::map::DEVICES, access)?,
             barrier: match access {
                 Access::Read => None,
@@ -93,7 +93,7 @@ impl Store for PinnedMaps {
             TableName::Records => self.records.len(),
             TableName::Slots => self.slots.len(),
             TableName::Backends => self.backends.len(),
-            TableName::NodeAddresses => self.node_addresses.capacity(),
+            TableName::Addresses => self.addresses.capacity(),
             TableName::Devices => self.devices.capacity(),
         }
     }
@@ -165,16 +165,16 @@ impl Store for PinnedMaps {
         remove(&self.names, &service.0)
     }
 
-    fn node_addresses(&self) -> Result<Vec<(Address, u32)>, StoreError> {
-        all(&self.node_addresses)
+    fn addresses(&self) -> Result<Vec<(Address, u32)>, StoreError> {
+        all(&self.addresses)
     }
 
-    fn set_node_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError> {
-        set(&self.node_addresses, address, &flags)
+    fn set_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError> {
+        set(&self.addresses, address, &flags)
     }
 
-    fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError> {
-        remove(&self.node_addresses, address)
+    fn remove_address(&mut self, address: &Address) -> Result<(), StoreError> {
+        remove(&self.addresses, address)
     }
 
     fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError> {

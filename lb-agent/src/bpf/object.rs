@@ -32,7 +32,7 @@ const PINNED: [&str; 16] = [
     map::SLOTS,
     map::BACKENDS,
     map::NAMES,
-    map::NODE_ADDRESSES,
+    map::ADDRESSES,
     map::DEVICES,
     map::FLOWS4,
     map::FLOWS6,
@@ -43,6 +43,9 @@ const PINNED: [&str; 16] = [
     map::FRAGMENTS6,
     map::DROPS,
 ];
+
+/// Addresses that a node may have itself.
+const NODE_ADDRESSES: u32 = 4_096;
 
 /// Lines of the verifier's log that are worth keeping: the last instructions and the verdict.
 const VERIFIER_LINES: usize = 40;
@@ -103,7 +106,7 @@ pub fn load(
 }
 
 /// Sizes that depend on the configuration; the object's own hold for the others.
-fn sizes(capacities: &Capacities) -> [(&'static str, u32); 8] {
+fn sizes(capacities: &Capacities) -> [(&'static str, u32); 9] {
     let Capacities { services, backends, slots, flows } = *capacities;
     [
         (map::SERVICES, services),
@@ -112,6 +115,8 @@ fn sizes(capacities: &Capacities) -> [(&'static str, u32); 8] {
         (map::NAMES, services),
         // A ClusterIP, a NodePort, and some load balancer and external addresses.
         (map::FRONTENDS, services.saturating_mul(4)),
+        // A ClusterIP of each Service, and the node's own.
+        (map::ADDRESSES, services.saturating_add(NODE_ADDRESSES)),
         (map::BACKENDS, backends),
         (map::SLOTS, slots),
         // A flow has two entries, and half of all flows may be of either family.

@@ -150,7 +150,7 @@ fn fill(maps: &mut PinnedMaps) {
     let name = ServiceName { text, protocol: 6, family: 4, pad: [0; 6] };
     maps.set_name(ServiceIndex(7), &name).unwrap();
     maps.set_frontend(&KEY(), &VALUE).unwrap();
-    maps.set_node_address(&address("fd00::1"), 1).unwrap();
+    maps.set_address(&address("fd00::1"), 1).unwrap();
     maps.set_device(3, &AbiDevice { mtu: 1500, ..AbiDevice::default() }).unwrap();
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{BackendFlags, BackendIndex, ServiceIndex, ServicePointer};
 
+use super::addresses::Addresses;
 use super::alloc::{Indices, Runs};
 use super::entry::Entry;
 use super::layout::run_of;
@@ -32,6 +33,7 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
         }
     }
     adopt_backends(&mut store, &mut entries);
+    let addresses = Addresses::adopt(&store)?;
     let used = |number: fn(&Entry) -> u32| -> BTreeSet<u32> {
         entries.values().map(number).filter(|number| *number != 0).collect()
     };
@@ -43,6 +45,7 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
             &entries.values().flat_map(|entry| entry.backends.values().copied()).collect(),
         ),
         slots: Runs::new(store.capacity(Table::Slots), entries.values().map(|entry| entry.run)),
+        addresses,
         retired: Retired::default(),
         unfit: BTreeMap::new(),
         skipped: BTreeMap::new(),

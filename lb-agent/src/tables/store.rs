@@ -21,8 +21,8 @@ pub enum Table {
     Slots,
     /// BACKENDS, elements.
     Backends,
-    /// NODE_ADDRESSES, entries.
-    NodeAddresses,
+    /// ADDRESSES, entries.
+    Addresses,
     /// DEVICES, entries.
     Devices,
 }
@@ -87,12 +87,12 @@ pub trait Store {
     fn set_name(&mut self, service: ServiceIndex, name: &ServiceName) -> Result<(), StoreError>;
     /// Removes an entry; gone already is fine.
     fn remove_name(&mut self, service: ServiceIndex) -> Result<(), StoreError>;
-    /// All of NODE_ADDRESSES.
-    fn node_addresses(&self) -> Result<Vec<(Address, u32)>, StoreError>;
-    /// Writes an entry of NODE_ADDRESSES.
-    fn set_node_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError>;
+    /// All of ADDRESSES.
+    fn addresses(&self) -> Result<Vec<(Address, u32)>, StoreError>;
+    /// Writes an entry of ADDRESSES.
+    fn set_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError>;
     /// Removes an entry; gone already is fine.
-    fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError>;
+    fn remove_address(&mut self, address: &Address) -> Result<(), StoreError>;
     /// All of DEVICES.
     fn devices(&self) -> Result<Vec<(u32, Device)>, StoreError>;
     /// Writes an entry of DEVICES.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_common::abi::{FrontendKey, ServicePointer, ServiceRecord};
+use lb_common::abi::{AddressFlags, FrontendKey, ServicePointer, ServiceRecord};
 use proptest::prelude::*;
 
 use super::fake_store::FakeStore;
@@ -285,4 +285,37 @@ proptest! {
         let used = |t: &Tables<FakeStore>| t.fill().iter().map(|(_, used, _)| *used).collect::<Vec<_>>();
         prop_assert_eq!(used(&tables), used(&fresh), "nothing leaks");
     }
+}
+
+#[test]
+fn cluster_ips_are_marked_as_such_beside_the_nodes_own_addresses() {
+    let flags = |tables: &Tables<FakeStore>| -> Vec<(String, u32)> {
+        let addresses = tables.store().addresses.iter();
+        addresses.map(|(address, flags)| (IpAddr::from(*address).to_string(), *flags)).collect()
+    };
+    let (first, second) = (frontend(1).address.to_string(), frontend(2).address.to_string());
+    let both = [(1, FrontendKind::ClusterIp, vec![1]), (2, FrontendKind::ExternalIp, vec![1])];
+    let mut tables = applied(FakeStore::new(16, 16, 64), &desired(&both));
+    assert_eq!(flags(&tables), [(first.clone(), AddressFlags::CLUSTER_IP)]);
+
+    // The node has both addresses as its own, and serves NodePorts on one.
+    let own = [(frontend(1).address, false), (frontend(2).address, true)];
+    let facts = NodeFacts { addresses: own.into(), ..NodeFacts::default() };
+    tables.set_node(&facts, |_| false).unwrap();
+    let node_ports = AddressFlags::NODE | AddressFlags::NODE_PORTS;
+    let one = AddressFlags::NODE | AddressFlags::CLUSTER_IP;
+    assert_eq!(flags(&tables), [(first.clone(), one), (second.clone(), node_ports)]);
+
+    // A restart that finds the first Service gone keeps what is the node's.
+    let only = desired(&[(2, FrontendKind::ClusterIp, vec![1])]);
+    let mut tables = applied(tables.into_store(), &only);
+    let three = node_ports | AddressFlags::CLUSTER_IP;
+    assert_eq!(flags(&tables), [(first, AddressFlags::NODE), (second.clone(), three)]);
+    tables.set_node(&NodeFacts::default(), |_| false).unwrap();
+    assert_eq!(flags(&tables), [(second, AddressFlags::CLUSTER_IP)]);
+
+    // The last port of an address takes its mark along.
+    let gone = Delta { frontends: [(frontend(2), None)].into(), ..Delta::default() };
+    tables.apply(&gone).unwrap();
+    assert!(flags(&tables).is_empty());
 }

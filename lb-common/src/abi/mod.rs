@@ -19,7 +19,7 @@ pub use backend::{Backend, BackendFlags, BackendIndex};
 pub use config::Config;
 pub use flow::{Flow, FlowFlags, FlowKey};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
-pub use node::{Device, DeviceFlags, NodeAddressFlags};
+pub use node::{AddressFlags, Device, DeviceFlags};
 pub use service::{Region, ServiceFlags, ServiceIndex, ServiceName, ServicePointer, ServiceRecord};
 pub use socket::{ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue};
 pub use stats::DropKey;
@@ -41,8 +41,8 @@ pub mod map {
     pub const BACKENDS: &str = "BACKENDS";
     /// Hash `u32` service index → [`super::ServiceName`].
     pub const NAMES: &str = "NAMES";
-    /// Hash [`super::Address`] → `u32` [`super::NodeAddressFlags`].
-    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+    /// Hash [`super::Address`] → `u32` [`super::AddressFlags`]: the node's own addresses and ClusterIPs.
+    pub const ADDRESSES: &str = "ADDRESSES";
     /// Hash `u32` interface index → [`super::Device`].
     pub const DEVICES: &str = "DEVICES";
     /// LRU hash [`super::FlowKey`]`<V4>` → [`super::Flow`]`<V4>`.

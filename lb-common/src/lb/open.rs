@@ -1,10 +1,10 @@
 //! The first packet of a flow: `frontend → policy → select → claim`.
 
-use super::frontend::{self, Destination, Found};
+use super::frontend::{self, Destination, Found, Lookup};
 use super::policy::{self, Allowed, Client};
 use super::snat::{self, Source};
 use super::{Answer, DropReason, Side, Verdict, carry, drop_packet, flow, select};
-use crate::abi::{BackendFlags, BackendIndex, Device, Flow, FlowFlags, Region};
+use crate::abi::{BackendFlags, BackendIndex, Device, Flow, FlowFlags, Region, ServiceIndex};
 use crate::bytes::Be16;
 use crate::env::{Env, Route, RouteQuery};
 use crate::family::Family;
@@ -40,23 +40,38 @@ pub fn new_flow<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Ve
         port: packet.tuple.destination_port,
         protocol: packet.protocol(),
     };
-    let Some(found) = frontend::find(env, &destination, false) else {
-        flow::give_way(env, work);
-        return Verdict::Pass;
+    let found = match frontend::find(env, &destination, false) {
+        Lookup::Service(found) => found,
+        Lookup::UnknownPort => {
+            return refuse(env, work, ServiceIndex(0), DropReason::UnknownPort);
+        }
+        Lookup::NotOurs => {
+            flow::give_way(env, work);
+            return Verdict::Pass;
+        }
     };
     let Some(record) = env.record(found.service) else {
         return drop_packet(env, found.service, DropReason::Inconsistent);
     };
     match policy::allowed(record, &found, Client::Outside) {
         Allowed::Endpoints { slots, maglev } => choose_and_carry(env, work, &found, slots, maglev),
-        Allowed::Refuse => {
-            env.count_drop(found.service, DropReason::NoEndpoints);
-            work.answer = Answer::PortUnreachable;
-            // Not for later fragments: see `tell`.
-            if work.packet.has_transport { Verdict::Answer } else { Verdict::Drop }
-        }
+        Allowed::Refuse => refuse(env, work, found.service, DropReason::NoEndpoints),
         Allowed::Drop => drop_packet(env, found.service, DropReason::NoLocalEndpoint),
     }
+}
+
+/// Counts the reason and tells the sender that nobody listens.
+#[inline(always)]
+fn refuse<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    work: &mut Work<F>,
+    service: ServiceIndex,
+    reason: DropReason,
+) -> Verdict {
+    env.count_drop(service, reason);
+    work.answer = Answer::PortUnreachable;
+    // Not for later fragments: see `tell`.
+    if work.packet.has_transport { Verdict::Answer } else { Verdict::Drop }
 }
 
 #[inline(always)]

@@ -24,11 +24,13 @@ pub enum DropReason {
     Answer = 9,
     /// The hop limit of a packet that gets no answer (an ICMP error, a later fragment) ran out here.
     HopLimit = 10,
+    /// A port that no Service has on a live ClusterIP: refused.
+    UnknownPort = 11,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoint,
         Self::SnatExhausted,
@@ -39,6 +41,7 @@ impl DropReason {
         Self::Inconsistent,
         Self::Answer,
         Self::HopLimit,
+        Self::UnknownPort,
     ];
 
     /// The metric label.
@@ -54,6 +57,7 @@ impl DropReason {
             Self::Inconsistent => "inconsistent",
             Self::Answer => "answer",
             Self::HopLimit => "hop_limit",
+            Self::UnknownPort => "unknown_port",
         }
     }
 

@@ -3,12 +3,12 @@
 //! Addresses are in their common 16-byte form, so IPv4, IPv6 and IPv4-mapped sockets share every
 //! line here.
 
-use super::frontend::{self, Destination};
+use super::frontend::{self, Destination, Lookup};
 use super::policy::{self, Allowed, Client};
 use super::{DropReason, select};
 use crate::abi::{
     Address, Backend, BackendIndex, ConnectedPeer, PeerKey, PeerValue, Region, ReverseKey,
-    ReverseValue,
+    ReverseValue, ServiceIndex,
 };
 use crate::bytes::Be16;
 use crate::env::Tables;
@@ -149,8 +149,13 @@ fn resolve<E: SocketEnv>(env: &E, destination: &Destination) -> Resolved {
     let address = destination.address;
     let loopback = address.is_loopback() || address == address.wildcard();
     let own = loopback && env.in_host_namespace();
-    let Some(found) = frontend::find(env, destination, own) else {
-        return Resolved::NotOurs;
+    let found = match frontend::find(env, destination, own) {
+        Lookup::Service(found) => found,
+        Lookup::UnknownPort => {
+            env.count_drop(ServiceIndex(0), DropReason::UnknownPort);
+            return Resolved::Verdict(SocketVerdict::Refuse);
+        }
+        Lookup::NotOurs => return Resolved::NotOurs,
     };
     let Some(record) = env.record(found.service) else {
         env.count_drop(found.service, DropReason::Inconsistent);

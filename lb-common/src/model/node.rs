@@ -199,8 +199,8 @@ impl<F: Family, H> Tables for View<'_, F, H> {
     fn backend(&self, index: BackendIndex) -> Option<&Backend> {
         self.node.world.backend(index)
     }
-    fn node_address(&self, address: &Address) -> Option<u32> {
-        self.node.world.node_address(address)
+    fn address_flags(&self, address: &Address) -> u32 {
+        self.node.world.address_flags(address)
     }
     fn random(&self) -> u32 {
         self.node.world.random()

@@ -55,8 +55,8 @@ impl Tables for Socket<'_> {
     fn backend(&self, index: BackendIndex) -> Option<&Backend> {
         self.node.world.backend(index)
     }
-    fn node_address(&self, address: &Address) -> Option<u32> {
-        self.node.world.node_address(address)
+    fn address_flags(&self, address: &Address) -> u32 {
+        self.node.world.address_flags(address)
     }
     fn random(&self) -> u32 {
         self.node.world.random()

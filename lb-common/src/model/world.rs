@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use crate::abi::{
-    Address, Backend, BackendFlags, BackendIndex, Device, DropKey, Frontend, FrontendKey,
-    FrontendKind, NodeAddressFlags, Region, ServiceIndex, ServiceRecord,
+    Address, AddressFlags, Backend, BackendFlags, BackendIndex, Device, DropKey, Frontend,
+    FrontendKey, FrontendKind, Region, ServiceIndex, ServiceRecord,
 };
 use crate::bytes::Be16;
 use crate::env::Tables;
@@ -25,8 +25,8 @@ pub struct World {
     pub slots: Vec<BackendIndex>,
     /// BACKENDS; element 0 is never used.
     pub backends: Vec<Backend>,
-    /// NODE_ADDRESSES.
-    pub node_addresses: BTreeMap<Address, u32>,
+    /// ADDRESSES.
+    pub addresses: BTreeMap<Address, u32>,
     /// DEVICES by interface index.
     pub devices: BTreeMap<u32, Device>,
     /// DROPS.
@@ -83,6 +83,10 @@ impl World {
                 frontend_key(*address, service.protocol),
                 Frontend { service: index, kind: *kind as u32 },
             );
+            if *kind == FrontendKind::ClusterIp {
+                let flags = self.addresses.entry(address.ip().into()).or_default();
+                *flags |= AddressFlags::CLUSTER_IP;
+            }
         }
         let (cluster, cluster_maglev) = self.endpoints(index, service.cluster, service.maglev);
         let (local, local_maglev) = self.endpoints(index, service.local, service.maglev);
@@ -101,8 +105,8 @@ impl World {
 
     /// Makes `address` the node's own, with NodePorts or without.
     pub fn own(&mut self, address: IpAddr, node_ports: bool) {
-        let flags = if node_ports { NodeAddressFlags::NODE_PORTS } else { 0 };
-        self.node_addresses.insert(address.into(), flags);
+        let node_ports = if node_ports { AddressFlags::NODE_PORTS } else { 0 };
+        *self.addresses.entry(address.into()).or_default() |= AddressFlags::NODE | node_ports;
     }
 
     /// The endpoint left: flows that remember it are stale.
@@ -194,8 +198,8 @@ impl Tables for World {
         self.backends.get(index.0 as usize)
     }
 
-    fn node_address(&self, address: &Address) -> Option<u32> {
-        self.node_addresses.get(address).copied()
+    fn address_flags(&self, address: &Address) -> u32 {
+        self.addresses.get(address).copied().unwrap_or(0)
     }
 
     fn random(&self) -> u32 {

@@ -38,6 +38,27 @@ fn a_service_without_endpoints_answers_port_unreachable_for_every_protocol() {
 }
 
 #[test]
+fn a_port_that_a_live_cluster_ip_does_not_have_answers_port_unreachable() {
+    fn of<F: AnswerFormat>() {
+        for opener in OPENERS {
+            let mut node = scene::node::<F>();
+            let sent = from_client::<F>(at::<F>(Role::ClusterIp, 7), opener);
+            let outcome = node.ingress::<Tc>(&sent.frame());
+            assert_eq!(outcome.verdict, Verdict::Answer);
+            assert_eq!(outcome.bytes, returned(refusal::<F>(&sent).frame()), "{opener:?}");
+            assert_eq!(drops(&node), [(DropReason::UnknownPort, 1)]);
+            // Other addresses of a Service may be somebody's machine.
+            for role in [Role::External, Role::LoadBalancer, Role::Node] {
+                let sent = from_client::<F>(at::<F>(role, 7), opener);
+                assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Pass, "{role:?}");
+            }
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
 fn policy_local_without_a_local_endpoint_drops_outside_traffic_in_silence() {
     fn of<F: AnswerFormat>() {
         let cases = [

@@ -299,7 +299,8 @@ fn what_is_not_a_services_passes() {
         let mut node = node::<F>();
         let mut socket = node.socket(1, true);
         for address in [
-            at::<F>(Role::ClusterIp, 7),
+            at::<F>(Role::External, 7),
+            at::<F>(Role::LoadBalancer, 7),
             at::<F>(Role::Site, port::node_port(port::LOCAL)),
             pod::<F>(Role::LocalPod),
             loopback::<F>(22),
@@ -307,6 +308,28 @@ fn what_is_not_a_services_passes() {
             assert_eq!(socket::connect(&mut socket, &to(address, TCP)), SocketVerdict::Pass);
             assert_eq!(socket::sendmsg(&mut socket, &to(address, UDP)), SocketVerdict::Pass);
         }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_port_that_a_live_cluster_ip_does_not_have_is_refused() {
+    fn of<F: Family>() {
+        let mut node = node::<F>();
+        let unknown = at::<F>(Role::ClusterIp, 7);
+        let mut socket = node.socket(1, false);
+        assert_eq!(socket::connect(&mut socket, &to(unknown, TCP)), SocketVerdict::Refuse);
+        assert_eq!(socket::sendmsg(&mut socket, &to(unknown, UDP)), SocketVerdict::Refuse);
+        let counted = [((0, DropReason::UnknownPort as u32), 2)];
+        assert!(node.world.dropped().into_iter().eq(counted));
+        // A node that has the address itself serves its other ports itself.
+        node.world.own(unknown.ip(), false);
+        let mut socket = node.socket(1, false);
+        assert_eq!(socket::connect(&mut socket, &to(unknown, TCP)), SocketVerdict::Pass);
+        let served = at::<F>(Role::ClusterIp, port::LOCAL);
+        let verdict = socket::connect(&mut socket, &to(served, TCP));
+        assert_eq!(verdict, translated(pod::<F>(Role::LocalPod)));
     }
     of::<V4>();
     of::<V6>();

@@ -109,8 +109,8 @@ impl Programs {
             map::FRONTENDS,
             frontends,
         )?;
-        let addresses = world.node_addresses.iter().map(|(key, flags)| (bytes(key), bytes(flags)));
-        self.insert::<16, 4>(map::NODE_ADDRESSES, addresses)?;
+        let addresses = world.addresses.iter().map(|(key, flags)| (bytes(key), bytes(flags)));
+        self.insert::<16, 4>(map::ADDRESSES, addresses)?;
         let devices = world.devices.iter().map(|(index, device)| (bytes(index), bytes(device)));
         self.insert::<4, { size_of::<Device>() }>(map::DEVICES, devices)?;
         // The record of a Service lies at the Service's own index.

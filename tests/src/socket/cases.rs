@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 type Case = (&'static str, fn(&mut Bench) -> Result<()>);
 
-pub(super) const CASES: [Case; 17] = [
+pub(super) const CASES: [Case; 18] = [
     ("TCP reaches the endpoint, and getpeername shows the frontend", tcp),
     ("connected UDP reaches the endpoint, and every answer is the frontend's", udp_connected),
     ("unconnected UDP reaches the endpoint, and recvfrom shows the frontend", udp_unconnected),
@@ -30,6 +30,7 @@ pub(super) const CASES: [Case; 17] = [
     ("a pod's loopback is the pod's own", pods_loopback),
     ("without endpoints, TCP is refused at once, blocking or not", refuse_tcp),
     ("without endpoints, UDP is refused at once, connected or not", refuse_udp),
+    ("a port that a live ClusterIP doesn't have is refused at once", unknown_port),
     ("internal policy Local without a local endpoint is unreachable", unreachable),
     ("external policies don't bind sockets of the node", short_circuit),
     ("TCP Fast Open reaches the endpoint", fast_open),
@@ -127,6 +128,14 @@ fn refuse_udp(bench: &mut Bench) -> Result<()> {
     let socket = udp(bench.style)?;
     fails(socket.connect(frontend), ErrorKind::ConnectionRefused)?;
     fails(socket.send_to(b"?", frontend), ErrorKind::ConnectionRefused)
+}
+
+fn unknown_port(bench: &mut Bench) -> Result<()> {
+    let address = bench.at(Role::ClusterIp, 7);
+    fails(TcpStream::connect_timeout(&address, PATIENCE), ErrorKind::ConnectionRefused)?;
+    let socket = udp(bench.style)?;
+    fails(socket.connect(address), ErrorKind::ConnectionRefused)?;
+    fails(socket.send_to(b"?", address), ErrorKind::ConnectionRefused)
 }
 
 fn unreachable(bench: &mut Bench) -> Result<()> {

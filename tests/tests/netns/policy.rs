@@ -109,15 +109,29 @@ fn internal_policy_local_serves_from_the_clients_own_node_or_not_at_all() {
 }
 
 #[test]
-fn cluster_ips_with_other_ports_are_no_services() {
+fn a_port_that_a_live_cluster_ip_does_not_have_is_refused_and_a_forgotten_one_is_nobodys() {
     let service = Service::new(1, &["pod-a1"]);
     let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
     for (family, transport) in each() {
         let to = service.cluster_ip().of(family);
-        let request = Request::new(transport, to, 81).patience(SILENCE);
-        // Whatever the network says to it: no server of ours answers.
-        stage.failure("pod-a2", &request);
+        for from in ["pod-a2", "pod-b1", "node-b", "client"] {
+            let request = Request::new(transport, to, 81).connected();
+            let failure = stage.failure(from, &request);
+            assert_eq!(failure.errno, "ECONNREFUSED", "{from} {family} {transport}");
+        }
     }
     let request = Request::new(Transport::Tcp, service.cluster_ip().v4.into(), PORT);
     assert_eq!(stage.answer("pod-a2", &request).server, "pod-a1");
+    let unknown = "lb_agent_drops_total{reason=\"unknown_port\"}";
+    eventually("refusals are counted", || stage.metric("node-b", unknown) > 0.0);
+    stage.publish(&[Service::new(2, &["pod-a1"])]);
+    for (family, transport) in each() {
+        for from in ["pod-a2", "node-b"] {
+            let to = service.cluster_ip().of(family);
+            let request = Request::new(transport, to, PORT).connected().patience(SILENCE);
+            // Whatever the network says to it: we don't.
+            let failure = stage.failure(from, &request);
+            assert_ne!(failure.errno, "ECONNREFUSED", "{from} {family} {transport}");
+        }
+    }
 }
