@@ -9,6 +9,7 @@ use crate::bytes::Be16;
 use crate::env::{Env, Route, RouteQuery};
 use crate::family::Family;
 use crate::packet::{Packet, ReadHeader, Work};
+use crate::wire::{ip, transport};
 
 /// The endpoint that a flow will use.
 struct Chosen<F: Family> {
@@ -69,9 +70,15 @@ fn refuse<F: ReadHeader, E: Env<F>>(
     reason: DropReason,
 ) -> Verdict {
     env.count_drop(service, reason);
+    // Not for later fragments (see `tell`), and no reset for a reset.
+    if !work.packet.has_transport || work.packet.tcp_flags & transport::RST != 0 {
+        return Verdict::Drop;
+    }
+    if work.packet.protocol() == ip::TCP {
+        return Verdict::Reset;
+    }
     work.answer = Answer::PortUnreachable;
-    // Not for later fragments: see `tell`.
-    if work.packet.has_transport { Verdict::Answer } else { Verdict::Drop }
+    Verdict::Answer
 }
 
 #[inline(always)]
