@@ -1,10 +1,10 @@
 //! cgroup hooks: sockets of the node and its pods name a Service and reach an endpoint.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, bpf_sock_addr};
+use aya_ebpf::bindings::{BPF_ANY, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::abi::{Address, ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue};
 use lb_common::bytes::Be16;
 use lb_common::lb::frontend::Destination;
@@ -22,6 +22,9 @@ const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 /// `IPPROTO_MPTCP`: TCP on the wire.
 const MPTCP: u32 = 262;
+/// `AF_INET` and `AF_INET6`.
+const INET: u32 = 2;
+const INET6: u32 = 10;
 
 type Socket = Kernel<SockAddrContext>;
 
@@ -118,6 +121,42 @@ pub fn getpeername4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(context: SockAddrContext) -> i32 {
     reveal::<Inet6>(context, socket::getpeername)
+}
+
+/// The last `close` of a socket. Resolvers connect a socket for each question: what REVERSE remembers
+/// of these must not push out those that live for days.
+#[cgroup_sock(sock_release)]
+pub fn release(context: SockContext) -> i32 {
+    if let Some((address, port)) = udp_peer(context.sock) {
+        // SAFETY: the context is valid.
+        let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
+        // Not there is as good.
+        let _ = maps::REVERSE.remove(ReverseKey { cookie, address, port, pad: [0; 6] });
+    }
+    ALLOW
+}
+
+/// Where a UDP socket is connected.
+#[inline(always)]
+fn udp_peer(sock: *const bpf_sock) -> Option<(Address, Be16)> {
+    // SAFETY: the context is valid; its fields are read at their own width.
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*sock).protocol) != ip::UDP as u32 {
+            return None;
+        }
+        let port = Be16::from_raw(core::ptr::read_volatile(&raw const (*sock).dst_port));
+        // Both, whatever the family: the compiler would share the last load of two branches, at an
+        // offset in a register, which the verifier refuses.
+        let v4 = core::ptr::read_volatile(&raw const (*sock).dst_ip4);
+        let word = |i: usize| core::ptr::read_volatile(&raw const (*sock).dst_ip6[i]);
+        let v6 = [word(0), word(1), word(2), word(3)];
+        let address = match core::ptr::read_volatile(&raw const (*sock).family) {
+            INET => Address::mapped(v4),
+            INET6 => Address::from_words(v6),
+            _ => return None,
+        };
+        (port.raw() != 0).then_some((address, port))
+    }
 }
 
 #[inline(always)]
@@ -266,5 +305,10 @@ impl SocketEnv for Socket {
     fn set_reverse(&mut self, key: &ReverseKey, value: &ReverseValue) {
         // Without it the application sees the backend's address.
         let _ = maps::REVERSE.insert(key, value, BPF_ANY.into());
+    }
+    #[inline(always)]
+    fn clear_reverse(&mut self, key: &ReverseKey) {
+        // Not there is as good.
+        let _ = maps::REVERSE.remove(key);
     }
 }

@@ -96,6 +96,7 @@ pub fn load(
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
             Program::Xdp(program) => program.load(),
             _ => return Err(BpfError::Object(format!("the kind of program {name} is unknown"))),

@@ -25,7 +25,7 @@ pub use socket::{ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue};
 pub use stats::DropKey;
 
 /// Version of the layouts below; part of the pin path (`…/lb/v<VERSION>/`).
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names of the maps, as the object declares them and as they are pinned.
 pub mod map {

@@ -63,7 +63,8 @@ pub struct ReverseKey {
     pub pad: [u8; 6],
 }
 
-/// Value of REVERSE: the frontend that the application sent to.
+/// Value of REVERSE: the frontend that the application sent to, and the backend that was chosen for
+/// it. When the backend's generation is another one by now, the endpoint has left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(4))]
 pub struct ReverseValue {
@@ -73,6 +74,10 @@ pub struct ReverseValue {
     pub port: Be16,
     /// Always zero.
     pub pad: [u8; 2],
+    /// The chosen backend.
+    pub backend: BackendIndex,
+    /// Its generation when it was chosen.
+    pub generation: u32,
 }
 
 const _: () = {
@@ -80,5 +85,5 @@ const _: () = {
     assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 8);
     assert!(size_of::<PeerValue>() == 12);
     assert!(size_of::<ReverseKey>() == 32 && align_of::<ReverseKey>() == 8);
-    assert!(size_of::<ReverseValue>() == 20);
+    assert!(size_of::<ReverseValue>() == 28);
 };

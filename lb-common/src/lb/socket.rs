@@ -12,6 +12,7 @@ use crate::abi::{
 };
 use crate::bytes::Be16;
 use crate::env::Tables;
+use crate::wire::ip;
 
 /// Ticks after which an unconnected socket's choice of backend is made anew: as long as the
 /// kernel's conntrack remembers a UDP stream (nf_conntrack_udp_timeout_stream, 120 s).
@@ -37,6 +38,8 @@ pub trait SocketEnv: Tables {
     fn reverse(&self, key: &ReverseKey) -> Option<ReverseValue>;
     /// Writes REVERSE.
     fn set_reverse(&mut self, key: &ReverseKey, value: &ReverseValue);
+    /// Removes an entry of REVERSE.
+    fn clear_reverse(&mut self, key: &ReverseKey);
 }
 
 /// What the application's call gets.
@@ -65,6 +68,9 @@ pub fn connect<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
     let slots = match resolve(env, destination) {
         Resolved::NotOurs => {
             // A UDP socket may connect again, elsewhere; then its old peer must not be shown.
+            if destination.protocol == ip::UDP {
+                forget_backend(env);
+            }
             env.clear_connected();
             return SocketVerdict::Pass;
         }
@@ -84,6 +90,10 @@ pub fn connect<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
         index,
         generation: backend.generation,
     };
+    if destination.protocol == ip::UDP {
+        forget_backend(env);
+        remember_backend(env, destination, index, &backend);
+    }
     // Without storage the connection works and shows its backend as peer: better than none.
     let _ = env.set_connected(&peer);
     SocketVerdict::Translate(backend.address, backend.port)
@@ -98,8 +108,12 @@ pub fn sendmsg<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
         Resolved::Verdict(verdict) => return verdict,
         Resolved::Endpoints(slots) => slots,
     };
-    let cookie = env.cookie();
-    let key = PeerKey { cookie, address: destination.address, port: destination.port, pad: [0; 6] };
+    let key = PeerKey {
+        cookie: env.cookie(),
+        address: destination.address,
+        port: destination.port,
+        pad: [0; 6],
+    };
     let now = env.now();
     let known = env
         .peer(&key)
@@ -117,10 +131,7 @@ pub fn sendmsg<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
         &key,
         &PeerValue { backend: index, generation: backend.generation, last_seen: now },
     );
-    env.set_reverse(
-        &ReverseKey { cookie, address: backend.address, port: backend.port, pad: [0; 6] },
-        &ReverseValue { address: destination.address, port: destination.port, pad: [0; 2] },
-    );
+    remember_backend(env, destination, index, &backend);
     SocketVerdict::Translate(backend.address, backend.port)
 }
 
@@ -130,8 +141,7 @@ pub fn recvmsg<E: SocketEnv>(env: &E, address: Address, port: Be16) -> Option<(A
     if let Some(peer) = getpeername(env, address, port) {
         return Some(peer);
     }
-    let key = ReverseKey { cookie: env.cookie(), address, port, pad: [0; 6] };
-    env.reverse(&key).map(|frontend| (frontend.address, frontend.port))
+    env.reverse(&reverse_key(env, address, port)).map(|frontend| (frontend.address, frontend.port))
 }
 
 /// `getpeername`: the address that the application connected to.
@@ -141,6 +151,42 @@ pub fn getpeername<E: SocketEnv>(env: &E, address: Address, port: Be16) -> Optio
     // The storage outlives a connection; it speaks only for the backend that it names.
     (peer.backend == address && peer.backend_port == port)
         .then_some((peer.frontend, peer.frontend_port))
+}
+
+/// REVERSE holds what a UDP socket talks to, connected or not. The agent, which sees only where a
+/// socket is connected, ends those whose endpoint has left, and must not end one that was connected
+/// to the endpoint itself.
+#[inline(always)]
+fn remember_backend<E: SocketEnv>(
+    env: &mut E,
+    destination: &Destination,
+    index: BackendIndex,
+    backend: &Backend,
+) {
+    env.set_reverse(
+        &reverse_key(env, backend.address, backend.port),
+        &ReverseValue {
+            address: destination.address,
+            port: destination.port,
+            pad: [0; 2],
+            backend: index,
+            generation: backend.generation,
+        },
+    );
+}
+
+/// The socket leaves the backend that its last `connect` led to, perhaps for a connection of its own
+/// to the same address.
+#[inline(always)]
+fn forget_backend<E: SocketEnv>(env: &mut E) {
+    if let Some(peer) = env.connected() {
+        env.clear_reverse(&reverse_key(env, peer.backend, peer.backend_port));
+    }
+}
+
+#[inline(always)]
+fn reverse_key<E: SocketEnv>(env: &E, address: Address, port: Be16) -> ReverseKey {
+    ReverseKey { cookie: env.cookie(), address, port, pad: [0; 6] }
 }
 
 #[inline(always)]

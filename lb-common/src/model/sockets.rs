@@ -98,4 +98,7 @@ impl SocketEnv for Socket<'_> {
     fn set_reverse(&mut self, key: &ReverseKey, value: &ReverseValue) {
         self.node.reverse.insert(*key, *value);
     }
+    fn clear_reverse(&mut self, key: &ReverseKey) {
+        self.node.reverse.remove(key);
+    }
 }

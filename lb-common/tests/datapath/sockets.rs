@@ -1,6 +1,6 @@
 //! What sockets are told, and what they are shown.
 
-use lb_common::abi::Address;
+use lb_common::abi::{Address, ReverseKey, ReverseValue};
 use lb_common::bytes::Be16;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::DropReason;
@@ -196,6 +196,64 @@ fn a_socket_that_connects_elsewhere_forgets_its_frontend() {
         let (address, port) = pair(backend);
         assert_eq!(socket::getpeername(&socket, address, port), None);
         assert_eq!(socket::recvmsg(&socket, address, port), None);
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+/// What REVERSE says of the backends that sockets talk to, as the agent asks: cookie, backend, and
+/// whether it has left since.
+fn remembered(node: &Sockets) -> BTreeSet<(u64, Address, bool)> {
+    let generation = |value: &ReverseValue| {
+        node.world.backends.get(value.backend.0 as usize).map(|backend| backend.generation)
+    };
+    let entry = |(key, value): (&ReverseKey, &ReverseValue)| {
+        (key.cookie, key.address, generation(value) != Some(value.generation))
+    };
+    node.reverse.iter().map(entry).collect()
+}
+
+#[test]
+fn a_connected_udp_socket_is_remembered_with_its_endpoint_and_a_tcp_socket_is_not() {
+    fn of<F: Family>() {
+        let mut node = node::<F>();
+        let frontend = at::<F>(Role::ClusterIp, port::LOCAL);
+        socket::connect(&mut node.socket(1, false), &to(frontend, TCP));
+        assert_eq!(remembered(&node), BTreeSet::new());
+        socket::connect(&mut node.socket(2, false), &to(frontend, UDP));
+        // Talks to the endpoint itself: nobody's business.
+        socket::connect(&mut node.socket(3, false), &to(pod::<F>(Role::LocalPod), UDP));
+        let (address, _) = pair(pod::<F>(Role::LocalPod));
+        assert_eq!(remembered(&node), [(2, address, false)].into());
+        node.world.leave(pod::<F>(Role::LocalPod));
+        assert_eq!(remembered(&node), [(2, address, true)].into());
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn of_all_that_a_udp_socket_connected_to_only_the_last_is_remembered() {
+    fn of<F: Family>() {
+        let mut node = node::<F>();
+        let [first, second] =
+            [port::LOCAL, port::REMOTE].map(|port| at::<F>(Role::ClusterIp, port));
+        let [local, remote] =
+            [Role::LocalPod, Role::RemotePod].map(|pod| pair(self::pod::<F>(pod)).0);
+        let own = pod::<F>(Role::LocalPod);
+        for (to_next, expected) in [
+            (first, Some(local)),
+            (second, Some(remote)),
+            (first, Some(local)),
+            // The address that it is connected to already, but as the socket's own choice.
+            (own, None),
+            (first, Some(local)),
+            (at::<F>(Role::ClusterIp, port::EMPTY), Some(local)),
+        ] {
+            socket::connect(&mut node.socket(1, false), &to(to_next, UDP));
+            let expected = expected.map(|address| (1, address, false));
+            assert_eq!(remembered(&node), expected.into_iter().collect(), "{to_next}");
+        }
     }
     of::<V4>();
     of::<V6>();

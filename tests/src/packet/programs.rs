@@ -9,12 +9,13 @@ use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use bytemuck::bytes_of;
 use lb_common::abi::{
-    Backend, Config, Device, DropKey, Flow, FlowKey, Frontend, FrontendKey, ServicePointer,
-    ServiceRecord, map,
+    Backend, Config, Device, DropKey, Flow, FlowKey, Frontend, FrontendKey, ReverseKey,
+    ReverseValue, ServicePointer, ServiceRecord, map,
 };
 use lb_common::family::{Family, V4, V6};
 use lb_common::model::world::World;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 /// Room for the longest frame of any case.
 const FRAME: usize = 16 * 1024;
@@ -74,6 +75,7 @@ impl Programs {
                 Program::SchedClassifier(program) => program.load(),
                 Program::Xdp(program) => program.load(),
                 Program::CgroupSockAddr(program) => program.load(),
+                Program::CgroupSock(program) => program.load(),
                 _ => continue,
             }
             .with_context(|| format!("load the program {name}"))?;
@@ -127,7 +129,7 @@ impl Programs {
         self.set::<{ size_of::<Backend>() }>(map::BACKENDS, backends)
     }
 
-    /// Forgets flows, fragments and counters.
+    /// Forgets flows, fragments, what sockets talk to, and counters.
     ///
     /// # Errors
     /// Names the map that refused.
@@ -136,12 +138,29 @@ impl Programs {
         self.clear::<{ size_of::<FlowKey<V6>>() }, { size_of::<Flow<V6>>() }>(map::FLOWS6)?;
         self.clear::<16, 4>(map::FRAGMENTS4)?;
         self.clear::<40, 4>(map::FRAGMENTS6)?;
+        self.clear::<{ size_of::<ReverseKey>() }, { size_of::<ReverseValue>() }>(map::REVERSE)?;
         let mut drops = self.drop_counters()?;
         let keys: Vec<_> = drops.keys().collect::<Result<_, _>>().context("list DROPS")?;
         for key in keys {
             drops.remove(&key).context("clear DROPS")?;
         }
         Ok(())
+    }
+
+    /// The backends that REVERSE says sockets talk to, one for each socket, sorted.
+    ///
+    /// # Errors
+    /// When the map can't be listed.
+    pub fn talked_to(&mut self) -> Result<Vec<SocketAddr>> {
+        let map =
+            self.hash::<{ size_of::<ReverseKey>() }, { size_of::<ReverseValue>() }>(map::REVERSE)?;
+        let mut backends = Vec::new();
+        for key in map.keys() {
+            let key: ReverseKey = bytemuck::cast(key.context("list REVERSE")?);
+            backends.push(SocketAddr::new(key.address.into(), key.port.get()));
+        }
+        backends.sort_unstable();
+        Ok(backends)
     }
 
     /// Removes the flow entries whose flags are judged lost, as an LRU may; returns how many are left.

@@ -36,6 +36,7 @@ pub(super) const CASES: [Case; 18] = [
     ("TCP Fast Open reaches the endpoint", fast_open),
     ("a socket that connects elsewhere shows where it is", reconnect),
     ("a refused connect leaves a UDP socket as it was", refused_reconnect),
+    ("what a UDP socket is connected to is known until it leaves", remembered),
     ("connections are spread over the endpoints, datagrams of a socket stay together", spread),
     ("an unconnected socket goes elsewhere when its endpoint left", generation),
     ("a direct connection to an endpoint shows the endpoint", direct),
@@ -189,6 +190,32 @@ fn refused_reconnect(bench: &mut Bench) -> Result<()> {
     ensure!(shown == frontend, "getpeername says {shown}");
     socket.send(b"?")?;
     is_answered(&socket, frontend, &bench.endpoint(Role::LocalPod))
+}
+
+fn remembered(bench: &mut Bench) -> Result<()> {
+    let endpoint = |role| -> Result<SocketAddr> { Ok(bench.endpoint(role).parse()?) };
+    let (local, remote) = (endpoint(Role::LocalPod)?, endpoint(Role::RemotePod)?);
+    let services = [port::LOCAL, port::REMOTE].map(|service| bench.at(Role::ClusterIp, service));
+    let own = bench.at(Role::LocalPod, port::BACKEND);
+    let (socket, other) = (udp(bench.style)?, udp(bench.style)?);
+    other.connect(services[0])?;
+    for (address, expected) in [
+        (services[0], vec![local, local]),
+        (services[1], vec![local, remote]),
+        (services[0], vec![local, local]),
+        // Where it is connected already, but by its own choice.
+        (own, vec![local]),
+        (services[0], vec![local, local]),
+    ] {
+        socket.connect(address).with_context(|| format!("connect to {address}"))?;
+        let known = bench.programs.talked_to()?;
+        ensure!(known == expected, "connected to {address}, REVERSE knows {known:?}");
+    }
+    talks_tcp(services[1], &bench.endpoint(Role::RemotePod))?;
+    drop(socket);
+    let known = bench.programs.talked_to()?;
+    ensure!(known == [local], "one socket is open, REVERSE knows {known:?}");
+    Ok(())
 }
 
 fn spread(bench: &mut Bench) -> Result<()> {
