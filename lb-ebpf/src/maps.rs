@@ -1,12 +1,11 @@
 //! Every map. Sizes are defaults; the agent overrides them when it creates the maps.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray};
 use lb_common::abi::{
-    Address, Backend, Config, ConnectedPeer, Device, DropKey, Flow, FlowKey, Frontend, FrontendKey,
-    PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceName, ServicePointer, ServiceRecord,
+    Address, Backend, Config, Device, DropKey, Flow, FlowKey, Frontend, FrontendKey, PeerKey,
+    PeerValue, ReverseKey, ReverseValue, ServiceName, ServicePointer, ServiceRecord,
 };
 use lb_common::family::{Family, V4, V6};
 use lb_common::packet::{FragmentKey, Work};
@@ -43,7 +42,7 @@ pub static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Ports> = LruHashMap::with_max
 #[map]
 pub static PEERS: LruHashMap<PeerKey, PeerValue> = LruHashMap::with_max_entries(65_536, 0);
 #[map]
-pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_entries(65_536, 0);
+pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_entries(131_072, 0);
 #[map]
 pub static DROPS: LruPerCpuHashMap<DropKey, u64> = LruPerCpuHashMap::with_max_entries(8_192, 0);
 #[map]
@@ -56,8 +55,6 @@ static FIB: PerCpuArray<Fib> = PerCpuArray::with_max_entries(1, 0);
 /// Where a number goes to be forgotten by the verifier.
 #[map]
 pub static OPAQUE: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
-#[btf_map]
-pub static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
 
 /// Set by the agent when it loads the object.
 #[unsafe(no_mangle)]

@@ -22,10 +22,10 @@ use crate::config::Capacities;
 /// The kernel object: every program and map, as the build script built it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
-/// Maps that outlive the agent. CONNECTED is one of them, so that sockets that were connected
+/// Maps that outlive the agent. REVERSE is one of them, so that sockets that were connected
 /// before a restart still show the address that they named; the others (WORK4, WORK6, constants)
 /// hold nothing between two runs of a program.
-const PINNED: [&str; 16] = [
+const PINNED: [&str; 15] = [
     map::FRONTENDS,
     map::SERVICES,
     map::RECORDS,
@@ -38,7 +38,6 @@ const PINNED: [&str; 16] = [
     map::FLOWS6,
     map::PEERS,
     map::REVERSE,
-    map::CONNECTED,
     map::FRAGMENTS4,
     map::FRAGMENTS6,
     map::DROPS,

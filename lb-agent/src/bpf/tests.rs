@@ -189,7 +189,7 @@ fn a_restart_adopts_maps_and_links_and_cleanup_leaves_nothing() {
         drop((maps, kernel));
 
         let removed = cleanup::cleanup(place.bpffs()).unwrap();
-        assert_eq!((removed.attachments, removed.maps), (13, 16));
+        assert_eq!((removed.attachments, removed.maps), (13, 15));
         assert!(!place.bpffs().join("lb").exists());
         assert_eq!(cleanup::cleanup(place.bpffs()).unwrap(), cleanup::Removed::default());
     });

@@ -21,7 +21,7 @@ pub use flow::{Flow, FlowFlags, FlowKey};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use node::{AddressFlags, Device, DeviceFlags};
 pub use service::{Region, ServiceFlags, ServiceIndex, ServiceName, ServicePointer, ServiceRecord};
-pub use socket::{ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue};
+pub use socket::{PeerKey, PeerValue, ReverseKey, ReverseValue};
 pub use stats::DropKey;
 
 /// Version of the layouts below; part of the pin path (`…/lb/v<VERSION>/`).
@@ -53,8 +53,6 @@ pub mod map {
     pub const PEERS: &str = "PEERS";
     /// LRU hash [`super::ReverseKey`] → [`super::ReverseValue`].
     pub const REVERSE: &str = "REVERSE";
-    /// Socket storage of [`super::ConnectedPeer`].
-    pub const CONNECTED: &str = "CONNECTED";
     /// LRU hash [`crate::packet::FragmentKey`]`<V4>` → [`crate::wire::transport::Ports`].
     pub const FRAGMENTS4: &str = "FRAGMENTS4";
     /// LRU hash [`crate::packet::FragmentKey`]`<V6>` → [`crate::wire::transport::Ports`].

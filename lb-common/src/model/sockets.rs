@@ -4,20 +4,22 @@ use std::collections::HashMap;
 
 use super::world::World;
 use crate::abi::{
-    Address, Backend, BackendIndex, ConnectedPeer, Frontend, FrontendKey, PeerKey, PeerValue,
-    ReverseKey, ReverseValue, ServiceIndex, ServiceRecord,
+    Address, Backend, BackendIndex, Frontend, FrontendKey, PeerKey, PeerValue, ReverseKey,
+    ReverseValue, ServiceIndex, ServiceRecord,
 };
+use crate::bytes::Be16;
 use crate::env::Tables;
 use crate::lb::DropReason;
-use crate::lb::socket::SocketEnv;
+use crate::lb::frontend::Destination;
+use crate::lb::socket::{self, SocketEnv, SocketVerdict};
 
 /// One node and what its socket hooks remember.
 #[derive(Clone, Debug, Default)]
 pub struct Sockets {
     /// The Service tables.
     pub world: World,
-    /// CONNECTED by socket cookie.
-    pub connected: HashMap<u64, ConnectedPeer>,
+    /// Where the kernel has connected sockets, by cookie.
+    pub connected: HashMap<u64, (Address, Be16)>,
     /// PEERS.
     pub peers: HashMap<PeerKey, PeerValue>,
     /// REVERSE.
@@ -39,6 +41,20 @@ impl Sockets {
     /// The socket with this cookie.
     pub fn socket(&mut self, cookie: u64, host: bool) -> Socket<'_> {
         Socket { node: self, cookie, host }
+    }
+}
+
+impl Socket<'_> {
+    /// `connect`, with the kernel's part of it.
+    pub fn connect(&mut self, destination: &Destination) -> SocketVerdict {
+        let verdict = socket::connect(self, destination);
+        let peer = match verdict {
+            SocketVerdict::Pass => Some((destination.address, destination.port)),
+            SocketVerdict::Translate(address, port) => Some((address, port)),
+            SocketVerdict::Refuse | SocketVerdict::Unreachable => None,
+        };
+        self.node.connected.extend(peer.map(|peer| (self.cookie, peer)));
+        verdict
     }
 }
 
@@ -76,15 +92,8 @@ impl SocketEnv for Socket<'_> {
     fn in_host_namespace(&self) -> bool {
         self.host
     }
-    fn connected(&self) -> Option<ConnectedPeer> {
+    fn connected_to(&self) -> Option<(Address, Be16)> {
         self.node.connected.get(&self.cookie).copied()
-    }
-    fn set_connected(&mut self, peer: &ConnectedPeer) -> bool {
-        self.node.connected.insert(self.cookie, *peer);
-        true
-    }
-    fn clear_connected(&mut self) {
-        self.node.connected.remove(&self.cookie);
     }
     fn peer(&self, key: &PeerKey) -> Option<PeerValue> {
         self.node.peers.get(key).copied()

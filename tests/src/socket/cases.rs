@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 type Case = (&'static str, fn(&mut Bench) -> Result<()>);
 
-pub(super) const CASES: [Case; 18] = [
+pub(super) const CASES: [Case; 19] = [
     ("TCP reaches the endpoint, and getpeername shows the frontend", tcp),
     ("connected UDP reaches the endpoint, and every answer is the frontend's", udp_connected),
     ("unconnected UDP reaches the endpoint, and recvfrom shows the frontend", udp_unconnected),
