@@ -101,6 +101,28 @@ pub struct ServicePortPlan {
     pub created: i64,
 }
 
+/// What this node answers to health checks of one Service (`spec.healthCheckNodePort`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// TCP port on which it is asked, host byte order.
+    pub port: u16,
+    /// IPv4 addresses of ready endpoints on this node, each counted once; `None` if the Service has
+    /// no IPv4 ClusterIP, and then nobody asks by IPv4.
+    pub local_ready4: Option<usize>,
+    /// The same for IPv6.
+    pub local_ready6: Option<usize>,
+}
+
+impl HealthCheck {
+    /// Addresses of ready endpoints on this node; `None` if the Service doesn't have the family.
+    pub fn local_ready(&self, family: IpFamily) -> Option<usize> {
+        match family {
+            IpFamily::V4 => self.local_ready4,
+            IpFamily::V6 => self.local_ready6,
+        }
+    }
+}
+
 /// The whole desired state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
@@ -108,6 +130,8 @@ pub struct Desired {
     pub ports: BTreeMap<ServicePortKey, ServicePortPlan>,
     /// Who holds each frontend address after disputes are settled.
     pub frontends: BTreeMap<FrontendAddress, (ServicePortKey, FrontendKind)>,
+    /// Services that load balancers ask this node about.
+    pub health_checks: BTreeMap<ObjectName, HealthCheck>,
     /// Disputes and what else could not be honoured, with the objects' names.
     pub problems: Vec<Problem>,
 }
@@ -135,6 +159,16 @@ impl Desired {
                 }
             }
         }
+        for (service, check) in delta.health_checks {
+            match check {
+                Some(check) => {
+                    self.health_checks.insert(service, check);
+                }
+                None => {
+                    self.health_checks.remove(&service);
+                }
+            }
+        }
         if let Some(problems) = delta.problems {
             self.problems = problems;
         }
@@ -150,6 +184,8 @@ pub struct Delta {
     pub ports: BTreeMap<ServicePortKey, Option<ServicePortPlan>>,
     /// Frontends with a new holder or kind; `None` for those that are gone.
     pub frontends: BTreeMap<FrontendAddress, Option<(ServicePortKey, FrontendKind)>>,
+    /// Health checks with a new port or count; `None` for those that are gone. Not for the datapath.
+    pub health_checks: BTreeMap<ObjectName, Option<HealthCheck>>,
     /// Problems that appeared or went away are recomputed whole when anything changed them.
     pub problems: Option<Vec<Problem>>,
 }

@@ -4,7 +4,7 @@
 //! of slices, `pkg/proxy/topology.go` for the choice). Knows nothing of frontends and policies:
 //! it answers for both policies, and the caller says which traffic uses which.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::PlanContext;
 use super::desired::{Backend, Placement};
@@ -23,7 +23,7 @@ pub(super) struct Choice {
 }
 
 /// An endpoint of a slice with one of the slice's ports.
-struct Candidate<'a> {
+pub(super) struct Candidate<'a> {
     backend: Backend,
     endpoint: &'a Endpoint,
 }
@@ -34,8 +34,16 @@ impl Candidate<'_> {
         self.endpoint.serving && self.endpoint.terminating
     }
 
-    fn is_local(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
+        self.endpoint.ready
+    }
+
+    pub(super) fn is_local(&self) -> bool {
         self.backend.placement == Placement::Local
+    }
+
+    pub(super) fn address(&self) -> IpAddr {
+        self.backend.address.ip()
     }
 }
 
@@ -81,7 +89,7 @@ fn backends<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>>) -> Vec<Back
 
 /// All slices together, sorted by address, each address once: the first one found stays, but an
 /// endpoint that isn't terminating replaces one that is (a pod's address that was reused).
-fn union<'a>(
+pub(super) fn union<'a>(
     slices: impl Iterator<Item = &'a Slice>,
     name: &str,
     protocol: Protocol,

@@ -1,13 +1,15 @@
 //! Pure planning: cluster values to the desired datapath.
 //!
 //! Decides which endpoints each Service port uses (`endpoints`), on which addresses it answers
-//! (`service`), and who holds an address that several claim (`claims`). [`plan`] computes the
-//! whole from a [`Snapshot`]; [`Planner`] keeps it up to date at the cost of what changed, and ends
-//! in the same state. Knows neither Kubernetes types nor maps, and does no I/O.
+//! (`service`), who holds an address that several claim (`claims`), and what load balancers are told
+//! of this node (`health`). [`plan`] computes the whole from a [`Snapshot`]; [`Planner`] keeps it up
+//! to date at the cost of what changed, and ends in the same state. Knows neither Kubernetes types
+//! nor maps, and does no I/O.
 
 mod claims;
 pub mod desired;
 mod endpoints;
+mod health;
 mod planner;
 mod service;
 
@@ -20,6 +22,7 @@ use std::net::IpAddr;
 use crate::cluster::snapshot::{Node, ObjectName, Slice, Snapshot};
 use claims::Claims;
 use desired::Desired;
+use health::health_check;
 
 /// What a plan depends on beside the Service and its slices: who and where this node is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +64,8 @@ pub fn plan(snapshot: &Snapshot, node_name: &str) -> Desired {
             claims.add(key, port);
         }
         desired.ports.extend(ports);
+        let check = health_check(service, own.iter().copied(), &context);
+        desired.health_checks.extend(check.map(|check| (name.clone(), check)));
     }
     claims.settle_all();
     desired.frontends = claims.holders();

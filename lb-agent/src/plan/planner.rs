@@ -8,7 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::claims::Claims;
-use super::desired::{Delta, Desired, FrontendAddress, ServicePortKey, ServicePortPlan};
+use super::desired::{
+    Delta, Desired, FrontendAddress, HealthCheck, ServicePortKey, ServicePortPlan,
+};
+use super::health::health_check;
 use super::{PlanContext, plan_service};
 use crate::cluster::snapshot::{Change, IpFamily, ObjectName, Protocol, Service, Slice, Snapshot};
 
@@ -158,14 +161,16 @@ impl Planner {
 
     /// Plans one Service anew and notes what differs.
     fn replan(&mut self, name: &ObjectName, effect: &mut Effect) {
-        let new = match self.snapshot.services.get(name) {
-            None => BTreeMap::new(),
+        let (new, check) = match self.snapshot.services.get(name) {
+            None => (BTreeMap::new(), None),
             Some(service) => {
                 let names = self.slices_of.get(name).map(Vec::as_slice).unwrap_or_default();
                 let slices = names.iter().filter_map(|name| self.snapshot.slices.get(name));
-                plan_service(service, slices, &self.context)
+                let check = health_check(service, slices.clone(), &self.context);
+                (plan_service(service, slices, &self.context), check)
             }
         };
+        self.replace_check(name, check, &mut effect.delta);
         let gone: Vec<_> = keys_of(&self.desired.ports, name)
             .filter(|key| !new.contains_key(*key))
             .cloned()
@@ -183,6 +188,16 @@ impl Planner {
             effect.touched.extend(self.claims.replace(&key, old, Some(&plan)));
             effect.delta.ports.insert(key.clone(), Some(plan.clone()));
             self.desired.ports.insert(key, plan);
+        }
+    }
+
+    fn replace_check(&mut self, name: &ObjectName, new: Option<HealthCheck>, delta: &mut Delta) {
+        let old = match new {
+            Some(check) => self.desired.health_checks.insert(name.clone(), check),
+            None => self.desired.health_checks.remove(name),
+        };
+        if new != old {
+            delta.health_checks.insert(name.clone(), new);
         }
     }
 

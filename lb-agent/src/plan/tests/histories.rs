@@ -67,8 +67,9 @@ fn service() -> impl Strategy<Value = Service> {
     (
         (service_name(), 0..2i64, cluster_ips, addresses(2), addresses(2)),
         (proptest::option::of(ranges), service_ports(), policy(), policy()),
+        proptest::option::of(32000..32002u16),
     )
-        .prop_map(|(addresses, rest)| {
+        .prop_map(|(addresses, rest, health_check_node_port)| {
             let (name, created, cluster_ips, external_ips, load_balancer_ips) = addresses;
             let (range, ports, internal_policy, external_policy) = rest;
             Service {
@@ -82,7 +83,7 @@ fn service() -> impl Strategy<Value = Service> {
                 internal_policy,
                 external_policy,
                 affinity_timeout: None,
-                health_check_node_port: None,
+                health_check_node_port,
             }
         })
 }
