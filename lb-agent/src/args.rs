@@ -231,11 +231,12 @@ pub struct SizeArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Serving")]
 pub struct ServingArgs {
-    /// Address of /healthz and /livez; empty for none
+    /// Address of /healthz and /livez; 0.0.0.0 and [::] both mean every address of both families;
+    /// empty for none
     #[arg(long, env = "LB_HEALTHZ_BIND_ADDRESS", value_name = "IP[:PORT]")]
     #[arg(default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: String,
-    /// Address of /metrics and /proxyMode; empty for none
+    /// Address of /metrics and /proxyMode, likewise; empty for none
     #[arg(long, env = "LB_METRICS_BIND_ADDRESS", value_name = "IP[:PORT]")]
     #[arg(default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: String,

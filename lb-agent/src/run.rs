@@ -30,6 +30,7 @@ use crate::node::{cgroup, namespace, ports};
 use crate::serve::collect::{Drops, Watches};
 use crate::serve::health::Health;
 use crate::serve::metrics::Metrics;
+use crate::serve::process::Process;
 use crate::serve::{health_router, metrics_router, serve};
 use control::{Control, Inputs};
 use datapath::{Datapath, FlowExpiry, Opened, Setup};
@@ -70,7 +71,8 @@ async fn work<D: Datapath, F: FlowExpiry>(
     tokio::spawn(observer.run());
     let Opened { datapath, flows, counters } = open(&setup)?;
 
-    let mut collectors: Vec<Box<dyn Collector>> = vec![Box::new(Drops(counters))];
+    let mut collectors: Vec<Box<dyn Collector>> =
+        vec![Box::new(Drops(counters)), Box::new(Process::new())];
     if let Some(server) = &following.server {
         collectors.push(Box::new(Watches(server.watches.clone())));
     }

@@ -20,7 +20,7 @@ use crate::node::facts::NodeFacts;
 use crate::node::observe::Observed;
 use crate::plan::Planner;
 use crate::plan::desired::{Delta, Desired};
-use crate::serve::metrics::Objects;
+use crate::serve::metrics::{Objects, Scope};
 
 /// Between two calls of [`Datapath::maintain`] while nothing changes, and the age of the gauges at
 /// most.
@@ -110,6 +110,15 @@ enum Wrote {
     All(ApplyReport),
     /// What the pending changes made different.
     Delta(ApplyReport),
+}
+
+impl Wrote {
+    fn scope(&self) -> Scope {
+        match self {
+            Self::All(_) => Scope::Full,
+            Self::Nothing | Self::Delta(_) => Scope::Partial,
+        }
+    }
 }
 
 impl<D: Datapath> Control<D> {
@@ -252,6 +261,7 @@ impl<D: Datapath> Control<D> {
         self.pace.wrote(now, now - started);
         self.last_write = now;
         self.reports.up_to_date();
+        let scope = wrote.scope();
         let report = match wrote {
             Wrote::Nothing => return,
             // How long the first lists took says nothing about the datapath.
@@ -261,7 +271,7 @@ impl<D: Datapath> Control<D> {
                 report
             }
         };
-        self.reports.written(now - started);
+        self.reports.written(scope, now - started);
         self.reports.unfit(&report.unfit);
         self.gauges_are_old = true;
     }

@@ -15,7 +15,7 @@ use crate::cluster::snapshot::{Change, IpFamily, Node, ObjectName, Problem};
 use crate::node::facts::{Device, NodeFacts};
 use crate::plan::desired::{Delta, ServicePortKey};
 use crate::serve::health::Health;
-use crate::serve::metrics::{MapFill, Metrics, Objects};
+use crate::serve::metrics::{MapFill, Metrics, Objects, Scope};
 
 /// A Warning event that the cluster's users should see on a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,7 +168,7 @@ impl Reports {
     }
 
     /// The datapath was written, which took `took`.
-    pub fn written(&mut self, took: Duration) {
+    pub fn written(&mut self, scope: Scope, took: Duration) {
         if !self.has_written {
             info!(?took, "the datapath holds all Services");
         } else if self.has_failed {
@@ -178,7 +178,7 @@ impl Reports {
         }
         self.has_written = true;
         self.has_failed = false;
-        self.metrics.applied(took);
+        self.metrics.applied(scope, took);
     }
 
     /// Something visible changed in the kernel, `waited` after it came in.
