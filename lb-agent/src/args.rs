@@ -169,7 +169,8 @@ pub struct NodeArgs {
     /// Address ranges of the cluster's pods, at most one per family
     #[arg(long, env = "LB_CLUSTER_CIDR", value_name = "CIDR", value_delimiter = ',')]
     pub cluster_cidr: Vec<String>,
-    /// Node addresses that serve NodePorts: ranges, or `primary` [default: all of them]
+    /// Node addresses that serve NodePorts and health checks of Services: ranges, or `primary`
+    /// [default: all of them]
     #[arg(long, env = "LB_NODEPORT_ADDRESSES", value_name = "CIDR", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
     /// Devices on which clients and other nodes reach this node; `eth*` names all that begin with

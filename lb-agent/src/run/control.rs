@@ -219,7 +219,10 @@ impl<D: Datapath> Control<D> {
             node_facts(&observed.borrow(), &self.selection, addresses)
         });
         match self.bring_up_to_date(facts, &delta) {
-            Ok(wrote) => self.wrote(wrote, started, pending.since, &triggers),
+            Ok(wrote) => {
+                self.reports.service_health(wrote.scope(), self.planner.desired(), &delta);
+                self.wrote(wrote, started, pending.since, &triggers);
+            }
             Err(error) => self.failed(&error),
         }
     }

@@ -248,7 +248,7 @@ impl Metrics {
         self.ours.unfit.set(gauge(count));
     }
 
-    /// This many problems of a kind (`object`, `dispute`) are known.
+    /// This many problems of a kind (`object`, `dispute`, `health_check`) are known.
     pub fn set_problems(&self, kind: &'static str, count: usize) {
         self.ours.problems.get_or_create(&KindLabel { kind }).set(gauge(count));
     }

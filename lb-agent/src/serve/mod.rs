@@ -1,5 +1,6 @@
 //! What the agent serves by HTTP: `/healthz` and `/livez` for load balancers and the kubelet,
-//! `/metrics` for Prometheus, `/proxyMode` for tools that ask kube-proxy which mode it runs in.
+//! `/metrics` for Prometheus, `/proxyMode` for tools that ask kube-proxy which mode it runs in, and
+//! the health check ports of Services.
 //!
 //! It reads shared state and never asks the loop: a slow scrape can't delay an endpoint change, and
 //! a long apply can't fail a probe.
@@ -9,6 +10,7 @@ mod exposition;
 pub mod health;
 pub mod metrics;
 pub mod process;
+pub mod service_health;
 mod slis;
 mod socket;
 

@@ -1,5 +1,5 @@
-//! Listening sockets, with the meaning that Go gives to addresses, because kube-proxy's flags
-//! mean what Go's `net.Listen` makes of them.
+//! Listening sockets, with the meaning that Go gives to addresses, because kube-proxy's flags and
+//! ports mean what Go's `net.Listen` makes of them.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -25,12 +25,23 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// Listens on `address` in its own family only (`tcp4`, `tcp6`).
+///
+/// An address that isn't the node's yet will do: a new IPv6 address can't be bound until the kernel
+/// has asked the link for duplicates.
+pub(super) fn listen_only(address: SocketAddr) -> io::Result<TcpListener> {
+    open(address, |socket| {
+        keep_to_family(socket, address)?;
+        setsockopt(socket, sockopt::IpFreebind, &true)
+    })
+}
+
 fn keep_to_family(socket: &TcpSocket, address: SocketAddr) -> nix::Result<()> {
     if address.is_ipv6() { setsockopt(socket, sockopt::Ipv6V6Only, &true) } else { Ok(()) }
 }
 
 /// The kernel runs without this family (`ipv6.disable=1`).
-fn is_without_family(error: &io::Error) -> bool {
+pub(super) fn is_without_family(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32)
 }
 

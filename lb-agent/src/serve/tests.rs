@@ -50,6 +50,18 @@ async fn the_unspecified_address_of_either_family_listens_on_both() {
 }
 
 #[tokio::test]
+async fn an_address_of_one_family_alone_leaves_the_other_family_to_others() {
+    let v4 = socket::listen_only("0.0.0.0:0".parse().unwrap()).unwrap();
+    let port = v4.local_addr().unwrap().port();
+    let v6 = socket::listen_only(SocketAddr::new("::".parse().unwrap(), port)).unwrap();
+    for (to, listener) in [("127.0.0.1", &v4), ("::1", &v6)] {
+        let to = SocketAddr::new(to.parse().unwrap(), port);
+        let (stream, accepted) = tokio::join!(TcpStream::connect(to), listener.accept());
+        assert_eq!(stream.unwrap().local_addr().unwrap(), accepted.unwrap().1);
+    }
+}
+
+#[tokio::test]
 async fn the_metrics_server_answers_what_kube_proxys_does() {
     let router = metrics_router(Metrics::new(Vec::new()));
     let open_metrics = "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n";
