@@ -136,5 +136,9 @@ fn get(address: SocketAddr, path: &str, timeout: Duration) -> Result<Page> {
     let (head, body) = text.split_once("\r\n\r\n").context("the answer has no HTTP header")?;
     ensure!(head.starts_with("HTTP/1."), "not an HTTP answer: {head}");
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
-    Ok(Page { status: status.context("the answer has no status code")?, body: body.to_owned() })
+    Ok(Page {
+        status: status.context("the answer has no status code")?,
+        headers: head.lines().skip(1).map(str::to_owned).collect(),
+        body: body.to_owned(),
+    })
 }
