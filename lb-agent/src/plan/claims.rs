@@ -175,6 +175,7 @@ fn dispute(address: &FrontendAddress, holder: &Claim, loser: &Claim) -> Problem 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::name::Name;
     use crate::cluster::snapshot::{IpFamily, ObjectName};
 
     #[test]
@@ -182,7 +183,7 @@ mod tests {
         let mut claims = Claims::default();
         let key = |name: &str| ServicePortKey {
             service: ObjectName::new("default", name),
-            port_name: String::new(),
+            port_name: Name::default(),
             protocol: Protocol::Tcp,
             family: IpFamily::V4,
         };

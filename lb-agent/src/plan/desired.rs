@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{IpFamily, ObjectName, Problem, Protocol};
 
 /// Identity of one load-balanced thing: a Service port in one family
@@ -14,7 +15,7 @@ pub struct ServicePortKey {
     /// The Service.
     pub service: ObjectName,
     /// Port name, may be empty.
-    pub port_name: String,
+    pub port_name: Name,
     /// Transport protocol.
     pub protocol: Protocol,
     /// IP family.

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::PlanContext;
 use super::desired::{Backend, Placement};
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Endpoint, IpFamily, Protocol, Slice};
 
 /// The chosen endpoints of one Service port in one family.
@@ -51,7 +52,7 @@ impl Candidate<'_> {
 /// `protocol` and `family` identify.
 pub(super) fn choose<'a>(
     slices: impl Iterator<Item = &'a Slice>,
-    name: &str,
+    name: &Name,
     protocol: Protocol,
     family: IpFamily,
     context: &PlanContext,
@@ -91,7 +92,7 @@ fn backends<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>>) -> Vec<Back
 /// endpoint that isn't terminating replaces one that is (a pod's address that was reused).
 pub(super) fn union<'a>(
     slices: impl Iterator<Item = &'a Slice>,
-    name: &str,
+    name: &Name,
     protocol: Protocol,
     family: IpFamily,
     context: &PlanContext,
@@ -99,7 +100,7 @@ pub(super) fn union<'a>(
     let mut candidates: Vec<Candidate> = Vec::new();
     for slice in slices.filter(|slice| slice.family == family) {
         for port in &slice.ports {
-            if port.name != name || port.protocol != protocol {
+            if port.name != *name || port.protocol != protocol {
                 continue;
             }
             candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate {
@@ -124,9 +125,9 @@ pub(super) fn union<'a>(
 }
 
 fn placement(endpoint: &Endpoint, context: &PlanContext) -> Placement {
-    match endpoint.node.as_deref() {
+    match &endpoint.node {
         None => Placement::Unknown,
-        Some(node) if node == context.node_name => Placement::Local,
+        Some(node) if *node == context.node_name => Placement::Local,
         Some(_) => Placement::Remote,
     }
 }
@@ -147,7 +148,7 @@ impl Topology {
     /// and hints that leave nothing for us are not followed.
     fn of(candidates: &[Candidate], context: &PlanContext) -> Self {
         let ready = || candidates.iter().filter(|candidate| candidate.endpoint.ready);
-        let usable = |hints: fn(&Endpoint) -> &[String], ours: &String| {
+        let usable = |hints: fn(&Endpoint) -> &[Name], ours: &Name| {
             ready().all(|candidate| !hints(candidate.endpoint).is_empty())
                 && ready().any(|candidate| hints(candidate.endpoint).contains(ours))
         };

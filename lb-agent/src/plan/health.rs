@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use super::PlanContext;
 use super::desired::HealthCheck;
 use super::endpoints::union;
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{IpFamily, Protocol, Service, Slice};
 
 /// What this node answers to health checks of `service`; `None` if nobody asks for it. `slices` are
@@ -36,10 +37,10 @@ fn local_ready<'a>(
     family: IpFamily,
     context: &PlanContext,
 ) -> usize {
-    let ports: BTreeSet<(&str, Protocol)> = slices
+    let ports: BTreeSet<(&Name, Protocol)> = slices
         .clone()
         .filter(|slice| slice.family == family)
-        .flat_map(|slice| slice.ports.iter().map(|port| (port.name.as_str(), port.protocol)))
+        .flat_map(|slice| slice.ports.iter().map(|port| (&port.name, port.protocol)))
         .collect();
     let addresses: BTreeSet<IpAddr> = ports
         .into_iter()

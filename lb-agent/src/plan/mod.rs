@@ -19,6 +19,7 @@ pub use service::plan_service;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Node, ObjectName, Slice, Snapshot};
 use claims::Claims;
 use desired::Desired;
@@ -28,9 +29,9 @@ use health::health_check;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlanContext {
     /// Our node's name; endpoints with exactly this `nodeName` are local.
-    pub node_name: String,
+    pub node_name: Name,
     /// Our zone, from the Node's label.
-    pub zone: Option<String>,
+    pub zone: Option<Name>,
     /// The Node's addresses: a source range that holds one of them admits the node itself.
     pub node_addresses: Vec<IpAddr>,
 }
@@ -39,7 +40,7 @@ impl PlanContext {
     /// The context of `node_name`, with what its Node object tells if there is one.
     pub fn new(node_name: &str, node: Option<&Node>) -> Self {
         Self {
-            node_name: node_name.to_owned(),
+            node_name: node_name.into(),
             zone: node.and_then(|node| node.zone.clone()),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
         }

@@ -13,6 +13,7 @@ use super::desired::{
 };
 use super::health::health_check;
 use super::{PlanContext, plan_service};
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Change, IpFamily, ObjectName, Protocol, Service, Slice, Snapshot};
 
 /// Owns what is known of the cluster and what follows from it for this node.
@@ -250,7 +251,7 @@ fn keys_of<'a>(
 ) -> impl Iterator<Item = &'a ServicePortKey> {
     let first = ServicePortKey {
         service: service.clone(),
-        port_name: String::new(),
+        port_name: Name::default(),
         protocol: Protocol::Tcp,
         family: IpFamily::V4,
     };

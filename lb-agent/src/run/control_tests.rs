@@ -9,6 +9,7 @@ use super::control::{Control, Inputs};
 use super::datapath::{ApplyReport, Datapath, Unfit};
 use super::notices::{About, Notice, Notices};
 use super::reports::Reports;
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{
     Change, Endpoint, EndpointPort, IpFamily, Node, ObjectName, Protocol, Service, ServicePort,
     Slice, TrafficPolicy,
@@ -196,7 +197,7 @@ fn service(number: u8) -> Service {
         load_balancer_ips: Vec::new(),
         source_ranges: Vec::new(),
         ports: vec![ServicePort {
-            name: String::new(),
+            name: Name::default(),
             protocol: Protocol::Tcp,
             port: 80,
             node_port: None,
@@ -213,7 +214,7 @@ fn slice(number: u8, endpoint: u8) -> Slice {
         name: ObjectName::new("default", format!("web-{number}-abcde")),
         service: ObjectName::new("default", format!("web-{number}")),
         family: IpFamily::V4,
-        ports: vec![EndpointPort { name: String::new(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: vec![EndpointPort { name: Name::default(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: vec![Endpoint {
             address: [10, 244, number, endpoint].into(),
             ready: true,

@@ -69,6 +69,6 @@ async fn service(client: &Client, name: &ObjectName) -> kube::Result<Option<Obje
     let services: Api<Service> = Api::namespaced(client.clone(), &name.namespace);
     let field = format!("metadata.name={}", name.name);
     let list = services.list(&ListParams::default().fields(&field)).await?;
-    let found = list.items.iter().find(|item| item.name_any() == name.name);
+    let found = list.items.iter().find(|item| item.name_any() == *name.name);
     Ok(found.map(|service| service.object_ref(&())))
 }

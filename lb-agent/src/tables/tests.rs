@@ -13,7 +13,7 @@ use crate::plan::desired::{Backend, Placement};
 fn key(name: &str) -> ServicePortKey {
     ServicePortKey {
         service: ObjectName::new("default", name),
-        port_name: "http".to_owned(),
+        port_name: "http".into(),
         protocol: Protocol::Tcp,
         family: IpFamily::V4,
     }

@@ -54,8 +54,8 @@ fn answer(service: &ObjectName, local_endpoints: usize, is_healthy: bool) -> Res
 
 /// Indented by tabs; no line break at either end.
 fn body(service: &ObjectName, local_endpoints: usize, is_healthy: bool) -> String {
-    let namespace = Value::from(service.namespace.as_str());
-    let name = Value::from(service.name.as_str());
+    let namespace = Value::from(&*service.namespace);
+    let name = Value::from(&*service.name);
     format!(
         "{{\n\t\"service\": {{\n\t\t\"namespace\": {namespace},\n\t\t\"name\": {name}\n\t}},\n\
          \t\"localEndpoints\": {local_endpoints},\n\t\"serviceProxyHealthy\": {is_healthy}\n}}"
