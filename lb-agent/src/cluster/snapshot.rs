@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::name::Name;
 
 /// `namespace/name` of a Kubernetes object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Namespace; never empty (manifests without one get `default`).
     pub namespace: Name,

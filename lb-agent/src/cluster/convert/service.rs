@@ -140,6 +140,7 @@ fn cluster_ips(spec: &k8s::ServiceSpec, findings: &mut Findings) -> Vec<IpAddr> 
              manifest nobody allocates one), or None for a headless Service",
         );
     }
+    found.shrink_to_fit();
     found
 }
 
@@ -176,6 +177,7 @@ fn ports(spec: &k8s::ServiceSpec, findings: &mut Findings) -> Vec<ServicePort> {
     if ports.is_empty() {
         findings.add("has no usable port, so nothing of it is served; add one to spec.ports");
     }
+    ports.shrink_to_fit();
     ports
 }
 

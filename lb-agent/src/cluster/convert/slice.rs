@@ -72,6 +72,7 @@ fn ports(object: &k8s::EndpointSlice, findings: &mut Findings) -> Vec<EndpointPo
         }
     }
     bad.report(findings);
+    found.shrink_to_fit();
     found
 }
 
