@@ -85,9 +85,14 @@ async fn endpoints_are_those_of_the_readme() {
         for (key, port) in desired.ports.iter().filter(|(key, _)| *key.service.name == **name) {
             let expected: BTreeSet<SocketAddr> =
                 expected.iter().map(|text| in_family(text, key.family)).collect();
-            let found: BTreeSet<_> = port.cluster.iter().map(|backend| backend.address).collect();
+            let found: BTreeSet<_> =
+                port.endpoints.cluster().iter().map(|backend| backend.address).collect();
             assert_eq!(found, expected, "{key} {:?} {:?}", key.protocol, key.family);
-            let here = port.cluster.iter().filter(|backend| backend.placement == Placement::Local);
+            let here = port
+                .endpoints
+                .cluster()
+                .iter()
+                .filter(|backend| backend.placement == Placement::Local);
             assert_eq!(here.count(), *local, "{key}: local on node-a");
         }
     }

@@ -177,6 +177,7 @@ mod tests {
     use super::*;
     use crate::cluster::name::Name;
     use crate::cluster::snapshot::{IpFamily, ObjectName};
+    use crate::plan::desired::Endpoints;
 
     #[test]
     fn addresses_that_nobody_claims_any_more_are_forgotten() {
@@ -194,9 +195,7 @@ mod tests {
         };
         let plan = ServicePortPlan {
             frontends: [(address, FrontendKind::ClusterIp)].into(),
-            cluster: Vec::new(),
-            local: Vec::new(),
-            serving: Vec::new(),
+            endpoints: Endpoints::default(),
             has_endpoints: false,
             internal_local: false,
             external_local: false,

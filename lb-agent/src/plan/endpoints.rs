@@ -7,18 +7,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::PlanContext;
-use super::desired::{Backend, Placement};
+use super::desired::{Backend, Endpoints, Placement, Takes};
 use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Endpoint, IpFamily, Protocol, Slice};
 
 /// The chosen endpoints of one Service port in one family.
 pub(super) struct Choice {
-    /// For Cluster policy: local ones first, then by address.
-    pub cluster: Vec<Backend>,
-    /// For Local policy, by address.
-    pub local: Vec<Backend>,
-    /// Ready or serving, by address.
-    pub serving: Vec<Backend>,
+    /// Ready or serving ones.
+    pub endpoints: Endpoints,
     /// Something usable exists anywhere.
     pub has_endpoints: bool,
 }
@@ -59,33 +55,19 @@ pub(super) fn choose<'a>(
 ) -> Choice {
     let candidates = union(slices, name, protocol, family, context);
     let topology = Topology::of(&candidates, context);
-    let ready = |candidate: &&Candidate| candidate.endpoint.ready;
-    let mut cluster = backends(
-        candidates.iter().filter(ready).filter(|candidate| topology.admits(candidate, context)),
-    );
-    if cluster.is_empty() {
-        cluster = backends(candidates.iter().filter(|candidate| candidate.is_fallback()));
-    }
-    // Stable: within local and other endpoints the order by address stays.
-    cluster.sort_by_key(|backend| backend.placement != Placement::Local);
-    let mut local = backends(candidates.iter().filter(ready).filter(|one| one.is_local()));
-    if local.is_empty() {
-        local = backends(candidates.iter().filter(|one| one.is_local() && one.is_fallback()));
-    }
+    let for_cluster = |one: &Candidate| one.endpoint.ready && topology.admits(one, context);
+    let for_local = |one: &Candidate| one.endpoint.ready && one.is_local();
+    let cluster_is_ready = candidates.iter().any(for_cluster);
+    let local_is_ready = candidates.iter().any(for_local);
+    let takes = |one: &Candidate| Takes {
+        cluster: if cluster_is_ready { for_cluster(one) } else { one.is_fallback() },
+        local: if local_is_ready { for_local(one) } else { one.is_local() && one.is_fallback() },
+    };
+    let serving = candidates.iter().filter(|one| one.endpoint.ready || one.endpoint.serving);
     Choice {
-        cluster,
-        local,
-        serving: backends(
-            candidates.iter().filter(|one| one.endpoint.ready || one.endpoint.serving),
-        ),
+        endpoints: Endpoints::new(serving.map(|one| (one.backend, takes(one)))),
         has_endpoints: candidates.iter().any(|one| one.endpoint.ready || one.is_fallback()),
     }
-}
-
-fn backends<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>>) -> Vec<Backend> {
-    let mut backends: Vec<Backend> = candidates.map(|candidate| candidate.backend).collect();
-    backends.shrink_to_fit();
-    backends
 }
 
 /// All slices together, sorted by address, each address once: the first one found stays, but an

@@ -18,6 +18,7 @@ pub use service::plan_service;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Node, ObjectName, Slice, Snapshot};
@@ -64,7 +65,7 @@ pub fn plan(snapshot: &Snapshot, node_name: &str) -> Desired {
         for (key, port) in &ports {
             claims.add(key, port);
         }
-        desired.ports.extend(ports);
+        desired.ports.extend(ports.into_iter().map(|(key, port)| (key, Arc::new(port))));
         let check = health_check(service, own.iter().copied(), &context);
         desired.health_checks.extend(check.map(|check| (name.clone(), check)));
     }

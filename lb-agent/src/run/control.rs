@@ -334,12 +334,12 @@ fn count(desired: &Desired) -> Objects {
         ..Objects::default()
     };
     for (key, plan) in &desired.ports {
-        objects.endpoints += plan.serving.len();
+        objects.endpoints += plan.endpoints.serving().len();
         let family = match key.family {
             IpFamily::V4 => 0,
             IpFamily::V6 => 1,
         };
-        if plan.has_endpoints && plan.local.is_empty() {
+        if plan.has_endpoints && plan.endpoints.local().is_empty() {
             objects.without_local[0][family] += usize::from(plan.internal_local);
             objects.without_local[1][family] += usize::from(plan.external_local);
         }

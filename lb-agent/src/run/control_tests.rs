@@ -272,7 +272,7 @@ async fn a_burst_is_written_in_few_batches_and_nothing_of_it_is_lost() {
     };
     let holds_all = |fake: &Fake| {
         let held = &fake.0.lock().unwrap().held;
-        let backends = held.ports.values().map(|plan| plan.cluster[0].address.ip());
+        let backends = held.ports.values().map(|plan| plan.endpoints.cluster()[0].address.ip());
         backends.eq((1..=3).map(last))
     };
     for _ in 0..1_000 {

@@ -21,14 +21,14 @@ pub struct Entry {
     pub record: u32,
     /// Its slots.
     pub run: Run,
-    /// Its elements of BACKENDS, by address.
-    pub backends: BTreeMap<SocketAddr, u32>,
+    /// Its elements of BACKENDS; their addresses are there.
+    pub backends: Box<[u32]>,
 }
 
 impl Entry {
     /// A Service port that nothing is known of but its index.
     pub fn new(index: ServiceIndex) -> Self {
-        Self { index, record: 0, run: Run::default(), backends: BTreeMap::new() }
+        Self { index, record: 0, run: Run::default(), backends: Box::default() }
     }
 }
 
@@ -85,6 +85,15 @@ impl From<StoreError> for Problem {
     }
 }
 
+/// Elements of BACKENDS of one Service port while it is being written.
+type ByAddress = BTreeMap<SocketAddr, u32>;
+
+/// The elements as the table has them: a copy of the addresses would be as large as the plan.
+fn by_address<S: Store>(store: &S, entry: &Entry) -> ByAddress {
+    let address = |index| encode::backend_address(&store.backend(BackendIndex(index)));
+    entry.backends.iter().map(|&index| (address(index), index)).collect()
+}
+
 /// Writes `plan`. When it doesn't fit, what was there before stays as it was.
 pub fn write<S: Store>(
     tables: &mut Tables<S>,
@@ -95,17 +104,19 @@ pub fn write<S: Store>(
         Some(known) => known,
         None => (key.clone(), new_entry(tables, key)?),
     };
+    let mut backends = by_address(&tables.store, &entry);
     let mut added = Vec::new();
-    let written = add_backends(tables, &mut entry, plan, &mut added)
-        .and_then(|()| publish(tables, &mut entry, plan));
+    let written = add_backends(tables, entry.index, &mut backends, plan, &mut added)
+        .and_then(|()| publish(tables, &mut entry, &backends, plan));
     match &written {
-        Ok(()) => drop_backends(tables, &mut entry, plan),
-        Err(_) => give_back(tables, &mut entry, added),
+        Ok(()) => drop_backends(tables, &mut backends, plan),
+        Err(_) => give_back(tables, &mut backends, added),
     }
+    entry.backends = backends.into_values().collect();
     if entry.record != 0 {
         tables.entries.insert(key, entry);
     } else {
-        entry.backends.values().for_each(|index| tables.retire_backend(*index));
+        entry.backends.iter().for_each(|index| tables.retire_backend(*index));
         tables.store.remove_name(entry.index)?;
         tables.services.give(entry.index.0);
     }
@@ -124,8 +135,8 @@ fn new_entry<S: Store>(tables: &mut Tables<S>, key: &ServicePortKey) -> Result<E
 
 /// Gives back what a failed write took, so that a full table costs nobody else. Never published:
 /// no flow knows these elements.
-fn give_back<S: Store>(tables: &mut Tables<S>, entry: &mut Entry, added: Vec<SocketAddr>) {
-    for index in added.iter().filter_map(|address| entry.backends.remove(address)) {
+fn give_back<S: Store>(tables: &mut Tables<S>, backends: &mut ByAddress, added: Vec<SocketAddr>) {
+    for index in added.iter().filter_map(|address| backends.remove(address)) {
         tables.store.set_backend_flags(BackendIndex(index), 0);
         tables.backends.give(index);
     }
@@ -134,29 +145,24 @@ fn give_back<S: Store>(tables: &mut Tables<S>, entry: &mut Entry, added: Vec<Soc
 /// Makes sure that every serving endpoint has its element; new ones are also listed in `added`.
 fn add_backends<S: Store>(
     tables: &mut Tables<S>,
-    entry: &mut Entry,
+    service: ServiceIndex,
+    backends: &mut ByAddress,
     plan: &ServicePortPlan,
     added: &mut Vec<SocketAddr>,
 ) -> Result<(), Problem> {
-    for planned in all(plan) {
-        if let Some(index) = entry.backends.get(&planned.address) {
+    for planned in plan.endpoints.serving() {
+        if let Some(index) = backends.get(&planned.address) {
             refresh(tables, BackendIndex(*index), planned);
             continue;
         }
         let index = tables.backends.take().ok_or(Problem::Full(Full::Backends))?;
         let generation = tables.store.backend(BackendIndex(index)).generation;
-        let element = encode::backend(planned, entry.index, generation);
+        let element = encode::backend(planned, service, generation);
         tables.store.set_backend(BackendIndex(index), &element);
-        entry.backends.insert(planned.address, index);
+        backends.insert(planned.address, index);
         added.push(planned.address);
     }
     Ok(())
-}
-
-/// Serving endpoints are all there are; the lists are looked through as well, so that no plan can
-/// name a backend without an element.
-fn all(plan: &ServicePortPlan) -> impl Iterator<Item = &Backend> {
-    plan.serving.iter().chain(&plan.cluster).chain(&plan.local)
 }
 
 fn refresh<S: Store>(tables: &mut Tables<S>, index: BackendIndex, planned: &Backend) {
@@ -171,10 +177,10 @@ fn refresh<S: Store>(tables: &mut Tables<S>, index: BackendIndex, planned: &Back
 fn publish<S: Store>(
     tables: &mut Tables<S>,
     entry: &mut Entry,
+    backends: &ByAddress,
     plan: &ServicePortPlan,
 ) -> Result<(), Problem> {
-    let layout =
-        Layout::new(plan, Hashing::of(plan), |address| entry.backends.get(address).copied());
+    let layout = Layout::new(plan, Hashing::of(plan), |address| backends.get(address).copied());
     let unchanged =
         entry.record != 0 && tables.store.slots(entry.run.offset, entry.run.len) == layout.slots;
     if unchanged {
@@ -187,7 +193,7 @@ fn publish<S: Store>(
         return Ok(());
     }
     let number = tables.records.take().ok_or(Problem::Full(Full::Services))?;
-    let Some((layout, run)) = place(tables, entry, plan, layout) else {
+    let Some((layout, run)) = place(tables, backends, plan, layout) else {
         tables.records.give(number);
         return Err(Problem::Full(Full::Slots));
     };
@@ -205,7 +211,7 @@ fn publish<S: Store>(
 /// Service that doesn't work.
 fn place<S: Store>(
     tables: &mut Tables<S>,
-    entry: &Entry,
+    backends: &ByAddress,
     plan: &ServicePortPlan,
     layout: Layout,
 ) -> Option<(Layout, Run)> {
@@ -214,7 +220,7 @@ fn place<S: Store>(
     if !crowded && let Some(run) = tables.slots.take(len) {
         return Some((layout, run));
     }
-    let plain = Layout::new(plan, Hashing::List, |address| entry.backends.get(address).copied());
+    let plain = Layout::new(plan, Hashing::List, |address| backends.get(address).copied());
     let run = tables.slots.take(plain.slots.len() as u32)?;
     Some((plain, run))
 }
@@ -235,9 +241,14 @@ fn make_current<S: Store>(
 }
 
 /// Endpoints that left: their flows become stale.
-fn drop_backends<S: Store>(tables: &mut Tables<S>, entry: &mut Entry, plan: &ServicePortPlan) {
-    let keep: BTreeSet<SocketAddr> = all(plan).map(|backend| backend.address).collect();
-    entry.backends.retain(|address, index| {
+fn drop_backends<S: Store>(
+    tables: &mut Tables<S>,
+    backends: &mut ByAddress,
+    plan: &ServicePortPlan,
+) {
+    let keep: BTreeSet<SocketAddr> =
+        plan.endpoints.serving().iter().map(|backend| backend.address).collect();
+    backends.retain(|address, index| {
         let stays = keep.contains(address);
         if !stays {
             tables.retire_backend(*index);

@@ -19,6 +19,7 @@ mod fake_store;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use lb_common::abi::{Frontend, ServiceIndex, ServicePointer};
 
@@ -51,7 +52,7 @@ pub struct Tables<S> {
 #[derive(Debug)]
 struct Unfit {
     reason: String,
-    plan: ServicePortPlan,
+    plan: Arc<ServicePortPlan>,
 }
 
 /// Unpublished, but perhaps still being read.
@@ -201,7 +202,7 @@ impl<S: Store> Tables<S> {
     fn write_port(
         &mut self,
         key: &ServicePortKey,
-        plan: &ServicePortPlan,
+        plan: &Arc<ServicePortPlan>,
     ) -> Result<(), StoreError> {
         let mut result = entry::write(self, key, plan);
         if matches!(result, Err(Problem::Full(_))) && !self.retired.is_empty() {
@@ -256,7 +257,7 @@ impl<S: Store> Tables<S> {
         };
         self.store.publish(entry.index, ServicePointer::default());
         self.store.remove_name(entry.index)?;
-        for index in entry.backends.values() {
+        for index in &entry.backends {
             self.retire_backend(*index);
         }
         self.retire_record(&entry);

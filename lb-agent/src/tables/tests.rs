@@ -1,6 +1,7 @@
 //! What the maps hold after a plan, and that nothing published is ever written.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use lb_common::abi::{AddressFlags, FrontendKey, ServicePointer, ServiceRecord};
 use proptest::prelude::*;
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 use super::fake_store::FakeStore;
 use super::*;
 use crate::cluster::snapshot::{IpFamily, ObjectName, Protocol};
-use crate::plan::desired::{Backend, Placement};
+use crate::plan::desired::{Backend, Endpoints, Placement, Takes};
 
 fn key(name: &str) -> ServicePortKey {
     ServicePortKey {
@@ -27,14 +28,18 @@ fn backend(last: u8, placement: Placement) -> Backend {
     Backend { address: (IpAddr::from([10, 244, 1, last]), 8080).into(), placement }
 }
 
+/// All of these for Cluster policy, some for Local policy too.
+fn endpoints(backends: Vec<Backend>, local: impl Fn(&Backend) -> bool) -> Endpoints {
+    let takes = |backend: &Backend| Takes { cluster: true, local: local(backend) };
+    Endpoints::new(backends.into_iter().map(|backend| (backend, takes(&backend))))
+}
+
 fn plan(kind: FrontendKind, last: u8, backends: &[u8]) -> ServicePortPlan {
     let backends: Vec<Backend> = backends.iter().map(|b| backend(*b, Placement::Remote)).collect();
     ServicePortPlan {
         frontends: BTreeMap::from([(frontend(last), kind)]),
-        cluster: backends.clone(),
-        local: Vec::new(),
-        serving: backends.clone(),
         has_endpoints: !backends.is_empty(),
+        endpoints: endpoints(backends, |_| false),
         internal_local: false,
         external_local: false,
         affinity_timeout: None,
@@ -48,7 +53,7 @@ fn desired(services: &[(u8, FrontendKind, Vec<u8>)]) -> Desired {
     let mut desired = Desired::default();
     for (number, kind, backends) in services {
         let key = key(&format!("s{number}"));
-        desired.ports.insert(key.clone(), plan(*kind, *number, backends));
+        desired.ports.insert(key.clone(), plan(*kind, *number, backends).into());
         desired.frontends.insert(frontend(*number), (key, *kind));
     }
     desired
@@ -129,8 +134,9 @@ fn hash_tables_leave_half_of_the_slots_to_plain_lists() {
 #[test]
 fn local_endpoints_are_a_prefix_of_the_same_slots() {
     let mut desired = desired(&[(1, FrontendKind::ClusterIp, vec![1, 2, 3])]);
-    let plan = desired.ports.get_mut(&key("s1")).unwrap();
-    plan.local = plan.cluster[..2].to_vec();
+    let plan = Arc::make_mut(desired.ports.get_mut(&key("s1")).unwrap());
+    let backends = plan.endpoints.serving().to_vec();
+    plan.endpoints = endpoints(backends, |one| *one != backend(3, Placement::Remote));
     let tables = applied(FakeStore::new(16, 16, 64), &desired);
     let record = tables.store().records[1];
     assert_eq!((record.cluster.offset, record.cluster.len), (record.local.offset, 3));
