@@ -25,6 +25,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::memory;
 use crate::node::classify::Selection;
 use crate::node::observe::Observer;
 use crate::node::{cgroup, namespace, ports};
@@ -51,6 +52,7 @@ pub fn run<D: Datapath, F: FlowExpiry>(
     config: Config,
     open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F>>,
 ) -> anyhow::Result<()> {
+    memory::share();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("lb-agent")
