@@ -169,7 +169,8 @@ pub struct NodeArgs {
     /// Address ranges of the cluster's pods, at most one per family
     #[arg(long, env = "LB_CLUSTER_CIDR", value_name = "CIDR", value_delimiter = ',')]
     pub cluster_cidr: Vec<String>,
-    /// Node addresses that serve NodePorts: ranges, or `primary` [default: all of them]
+    /// Node addresses that serve NodePorts and health checks of Services: ranges, or `primary`
+    /// [default: all of them]
     #[arg(long, env = "LB_NODEPORT_ADDRESSES", value_name = "CIDR", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
     /// Devices on which clients and other nodes reach this node; `eth*` names all that begin with
@@ -234,11 +235,12 @@ pub struct SizeArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Serving")]
 pub struct ServingArgs {
-    /// Address of /healthz and /livez; empty for none
+    /// Address of /healthz and /livez; 0.0.0.0 and [::] both mean every address of both families;
+    /// empty for none
     #[arg(long, env = "LB_HEALTHZ_BIND_ADDRESS", value_name = "IP[:PORT]")]
     #[arg(default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: String,
-    /// Address of /metrics and /proxyMode; empty for none
+    /// Address of /metrics and /proxyMode, likewise; empty for none
     #[arg(long, env = "LB_METRICS_BIND_ADDRESS", value_name = "IP[:PORT]")]
     #[arg(default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: String,

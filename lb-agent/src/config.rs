@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use crate::args::{RunArgs, SizeArgs, SourceArgs, XdpMode};
+use crate::cluster::snapshot::IpFamily;
 
 /// Where Services come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,22 @@ pub enum NodePortAddresses {
     /// Those inside the ranges; a family without a range is not restricted (as in kube-proxy's
     /// `NewNodePortAddresses`).
     Within(Vec<IpNet>),
+}
+
+impl NodePortAddresses {
+    /// Whether some of the node's addresses of `family` may be left out. (One that covers
+    /// everything leaves out none: kube-proxy's `MatchAll`.)
+    pub fn restricts(&self, family: IpFamily) -> bool {
+        match self {
+            Self::All => false,
+            Self::Primary => true,
+            Self::Within(ranges) => {
+                let mut of_family =
+                    ranges.iter().filter(|range| IpFamily::of(range.addr()) == family).peekable();
+                of_family.peek().is_some() && of_family.all(|range| range.prefix_len() > 0)
+            }
+        }
+    }
 }
 
 /// Which devices packets from outside come in on.
@@ -408,6 +425,22 @@ mod tests {
         ] {
             let config = config(&["--nodeport-addresses", text]).unwrap();
             assert_eq!(config.nodeport_addresses, expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_family_without_a_range_or_with_one_that_covers_everything_is_not_restricted() {
+        for (text, v4, v6) in [
+            ("", false, false),
+            ("primary", true, true),
+            ("10.0.0.0/8", true, false),
+            ("10.0.0.0/8,fd00::/8", true, true),
+            ("10.0.0.0/8,0.0.0.0/0", false, false),
+            ("::/0,192.0.2.0/24", true, false),
+        ] {
+            let addresses = config(&["--nodeport-addresses", text]).unwrap().nodeport_addresses;
+            let restricted = [IpFamily::V4, IpFamily::V6].map(|family| addresses.restricts(family));
+            assert_eq!(restricted, [v4, v6], "{text:?}");
         }
     }
 

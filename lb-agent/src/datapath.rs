@@ -65,11 +65,12 @@ impl NodeDatapath {
         Ok(())
     }
 
-    /// Attaches to the devices that are there now. What the maps say of them is written before, so
-    /// that no packet meets a program that doesn't know its device, and after, when it is known
-    /// which of them XDP may send to.
+    /// Attaches to sockets, and to the devices that are there now. What the maps say of the node is
+    /// written before, so that no packet meets a program that doesn't know its device, and after,
+    /// when it is known which of them XDP may send to.
     fn attach(&mut self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
         self.write_node(tables)?;
+        self.kernel.attach_sockets()?;
         self.kernel.sync_devices(&self.facts.devices)?;
         self.write_node(tables)
     }
@@ -115,9 +116,7 @@ impl Datapath for NodeDatapath {
     fn begin_from(&mut self, desired: &Desired) -> Result<ApplyReport, DatapathError> {
         let mut tables = Tables::adopt(self.kernel.maps()?)?;
         tables.reconcile(desired)?;
-        self.write_node(&mut tables)?;
         self.write_clients(&mut tables)?;
-        self.kernel.attach_sockets()?;
         self.attach(&mut tables)?;
         self.tables = Some(tables);
         Ok(self.report())
@@ -171,7 +170,7 @@ fn table_name(table: Table) -> &'static str {
         Table::Slots => "slots",
         Table::Backends => "backends",
         Table::SourceRanges => "source_ranges",
-        Table::NodeAddresses => "node_addresses",
+        Table::Addresses => "addresses",
         Table::Devices => "devices",
     }
 }

@@ -7,6 +7,7 @@ pub mod control;
 pub mod datapath;
 pub mod events;
 pub mod expiry;
+pub mod notices;
 pub mod pace;
 pub mod reports;
 pub mod source;
@@ -24,15 +25,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::memory;
 use crate::node::classify::Selection;
 use crate::node::observe::Observer;
 use crate::node::{cgroup, namespace, ports};
 use crate::serve::collect::{Drops, Watches};
 use crate::serve::health::Health;
 use crate::serve::metrics::Metrics;
+use crate::serve::process::Process;
+use crate::serve::service_health::{self, ServiceHealth, Trouble};
 use crate::serve::{health_router, metrics_router, serve};
 use control::{Control, Inputs};
 use datapath::{Datapath, FlowExpiry, Opened, Setup};
+use notices::{Notice, Notices};
 use reports::Reports;
 use source::Server;
 
@@ -47,6 +52,7 @@ pub fn run<D: Datapath, F: FlowExpiry>(
     config: Config,
     open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F>>,
 ) -> anyhow::Result<()> {
+    memory::share();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("lb-agent")
@@ -70,7 +76,8 @@ async fn work<D: Datapath, F: FlowExpiry>(
     tokio::spawn(observer.run());
     let Opened { datapath, flows, counters } = open(&setup)?;
 
-    let mut collectors: Vec<Box<dyn Collector>> = vec![Box::new(Drops(counters))];
+    let mut collectors: Vec<Box<dyn Collector>> =
+        vec![Box::new(Drops(counters)), Box::new(Process::new())];
     if let Some(server) = &following.server {
         collectors.push(Box::new(Watches(server.watches.clone())));
     }
@@ -85,8 +92,11 @@ async fn work<D: Datapath, F: FlowExpiry>(
         tokio::spawn(serve("metrics-bind-address", address, metrics_router(metrics.clone())));
     }
     let expects_node = following.server.is_some().then(|| config.node_name.clone());
-    let notices = following.server.map(|server| spawn_events(server, &config.node_name));
-    let reports = Reports::new(metrics, health, notices, expects_node);
+    let events = following.server.map(|server| spawn_events(server, &config.node_name));
+    let notices = Notices::new(events);
+    let service_health = Arc::new(ServiceHealth::new(config.nodeport_addresses.clone()));
+    spawn_service_health(&service_health, &health, &metrics, &notices);
+    let reports = Reports::new(metrics, health, service_health, notices, expects_node);
 
     let Config { node_name, devices, nodeport_addresses, .. } = config;
     let selection = Selection { devices, nodeport_addresses };
@@ -123,7 +133,22 @@ fn setup(config: &Config) -> anyhow::Result<Setup> {
     Ok(setup)
 }
 
-fn spawn_events(server: Server, node_name: &str) -> mpsc::Sender<reports::Notice> {
+fn spawn_service_health(
+    checks: &Arc<ServiceHealth>,
+    health: &Arc<Health>,
+    metrics: &Metrics,
+    notices: &Notices,
+) {
+    let (metrics, notices) = (metrics.clone(), notices.clone());
+    let report = move |trouble: Trouble| {
+        tracing::warn!(object = %format_args!("Service {}", trouble.service), "{trouble}");
+        notices.send(Notice::health_check_closed(&trouble));
+    };
+    let count = move |closed| metrics.set_problems("health_check", closed);
+    tokio::spawn(service_health::serve(checks.clone(), health.clone(), report, count));
+}
+
+fn spawn_events(server: Server, node_name: &str) -> mpsc::Sender<Notice> {
     let (sender, notices) = mpsc::channel(NOTICES);
     tokio::spawn(events::write(server.client, node_name.to_owned(), notices));
     sender

@@ -32,8 +32,8 @@ pub trait Tables {
     fn slot(&self, index: u32) -> Option<BackendIndex>;
     /// BACKENDS.
     fn backend(&self, index: BackendIndex) -> Option<&Backend>;
-    /// NODE_ADDRESSES: flags, `None` for addresses that aren't the node's own.
-    fn node_address(&self, address: &Address) -> Option<u32>;
+    /// ADDRESSES: bits of [`crate::abi::AddressFlags`], none for addresses that aren't in it.
+    fn address_flags(&self, address: &Address) -> u32;
     /// Whether SOURCE_RANGES has a range around this address.
     fn source_range(&self, key: &SourceRange) -> bool;
     /// The AFFINITY entry under `key`, to read and to renew in place.

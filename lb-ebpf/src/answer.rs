@@ -1,12 +1,15 @@
-//! Turns a packet into an ICMP error about itself and sends it back where it came from.
+//! Turns a packet into the answer to itself, an ICMP error or a TCP reset, and sends it back where it
+//! came from.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, bpf_adj_room_mode};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
-use lb_common::abi::ServiceIndex;
+use lb_common::abi::{FlowKey, ServiceIndex};
 use lb_common::env::{Balance, Tables};
-use lb_common::lb::answer::{AnswerFormat, header_len};
-use lb_common::lb::{Answer, DropReason};
-use lb_common::wire::{ethernet, icmp};
+use lb_common::lb::answer::{AnswerFormat, error_len};
+use lb_common::lb::{self, Answer, DropReason};
+use lb_common::packet::Packet;
+use lb_common::wire::transport::{self, TcpHeader};
+use lb_common::wire::{ethernet, icmp, ip};
 
 use crate::env::{Kernel, PacketContext};
 use crate::tc::Skb;
@@ -16,11 +19,28 @@ const SURPLUS: u32 = 256;
 /// Any length will do, bytes.
 const STEP: u32 = 4;
 
-/// Sends the answer; a packet that can't be turned into one is dropped and counted.
+/// Sends an ICMP error; a packet that can't be turned into one is dropped and counted.
 #[inline(always)]
-pub fn send<F: AnswerFormat, const IP_OFFSET: u32>(skb: *mut __sk_buff, answer: Answer) -> i32 {
+pub fn error<F: AnswerFormat, const IP_OFFSET: u32>(skb: *mut __sk_buff, answer: Answer) -> i32 {
     let mut packet = Skb::<IP_OFFSET>(skb);
-    match build::<F, IP_OFFSET>(&mut packet, answer) {
+    let built = build_error::<F, IP_OFFSET>(&mut packet, answer);
+    send(packet, built)
+}
+
+/// Sends a TCP reset; a packet that can't be turned into one is dropped and counted.
+#[inline(always)]
+pub fn reset<F: AnswerFormat, const IP_OFFSET: u32>(
+    skb: *mut __sk_buff,
+    packet: &Packet<F>,
+) -> i32 {
+    let mut frame = Skb::<IP_OFFSET>(skb);
+    let built = build_reset::<F, IP_OFFSET>(&mut frame, packet);
+    send(frame, built)
+}
+
+#[inline(always)]
+fn send<const IP_OFFSET: u32>(packet: Skb<IP_OFFSET>, built: Option<()>) -> i32 {
+    match built {
         // SAFETY: plain numbers.
         Some(()) => unsafe { bpf_redirect(packet.device(), 0) as i32 },
         None => {
@@ -31,7 +51,7 @@ pub fn send<F: AnswerFormat, const IP_OFFSET: u32>(skb: *mut __sk_buff, answer: 
 }
 
 #[inline(always)]
-fn build<F: AnswerFormat, const IP_OFFSET: u32>(
+fn build_error<F: AnswerFormat, const IP_OFFSET: u32>(
     packet: &mut Skb<IP_OFFSET>,
     answer: Answer,
 ) -> Option<()> {
@@ -39,12 +59,42 @@ fn build<F: AnswerFormat, const IP_OFFSET: u32>(
     let source: F::Addr = packet.load(IP_OFFSET + F::SOURCE_OFFSET)?;
     let destination: F::Addr = packet.load(IP_OFFSET + F::DESTINATION_OFFSET)?;
     // Back to the sender, from the address that it named.
-    let (header, icmp_header) = F::headers(answer, destination, source, &quote);
-    let length = IP_OFFSET + header_len::<F>() + size_of::<F::Quote>() as u32;
-    resize(packet, length)?;
-    let stored = packet.store(IP_OFFSET, &header, Balance::Balanced)
-        && packet.store(IP_OFFSET + F::HEADER_LEN, &icmp_header, Balance::Balanced)
+    let icmp_header = F::icmp(answer, destination, source, &quote);
+    turn_round::<F, IP_OFFSET>(packet, destination, source, F::ICMP, error_len::<F>())?;
+    let stored = packet.store(IP_OFFSET + F::HEADER_LEN, &icmp_header, Balance::Balanced)
         && packet.store(IP_OFFSET + F::HEADER_LEN + icmp::HEADER_LEN, &quote, Balance::Balanced);
+    stored.then_some(())
+}
+
+#[inline(always)]
+fn build_reset<F: AnswerFormat, const IP_OFFSET: u32>(
+    frame: &mut Skb<IP_OFFSET>,
+    packet: &Packet<F>,
+) -> Option<()> {
+    let l4 = packet.transport_offset::<Kernel<Skb<IP_OFFSET>>>();
+    let segment: TcpHeader = frame.load(l4)?;
+    let headers = l4 - IP_OFFSET + (segment.offset >> 4) as u32 * 4;
+    let FlowKey { source, destination, .. } = packet.tuple;
+    let payload = packet.length.saturating_sub(headers);
+    let reset = lb::answer::reset::<F>(destination, source, &segment, payload);
+    let room = transport::TCP_HEADER_LEN;
+    turn_round::<F, IP_OFFSET>(frame, destination, source, ip::TCP, room)?;
+    frame.store(IP_OFFSET + F::HEADER_LEN, &reset, Balance::Balanced).then_some(())
+}
+
+/// Makes the packet one of `payload` bytes, still to be written, behind the link and IP headers of an
+/// answer.
+#[inline(always)]
+fn turn_round<F: AnswerFormat, const IP_OFFSET: u32>(
+    packet: &mut Skb<IP_OFFSET>,
+    from: F::Addr,
+    to: F::Addr,
+    protocol: u8,
+    payload: u32,
+) -> Option<()> {
+    let header = F::header(from, to, protocol, payload as u16);
+    resize(packet, IP_OFFSET + F::HEADER_LEN + payload)?;
+    let stored = packet.store(IP_OFFSET, &header, Balance::Balanced);
     (stored && swap_link_addresses(packet)).then_some(())
 }
 

@@ -69,9 +69,9 @@ impl<C> Tables for Kernel<C> {
     }
 
     #[inline(always)]
-    fn node_address(&self, address: &Address) -> Option<u32> {
+    fn address_flags(&self, address: &Address) -> u32 {
         // SAFETY: copied at once.
-        unsafe { maps::NODE_ADDRESSES.get(address) }.copied()
+        unsafe { maps::ADDRESSES.get(address) }.copied().unwrap_or(0)
     }
 
     #[inline(always)]

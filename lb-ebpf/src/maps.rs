@@ -1,14 +1,13 @@
 //! Every map. Sizes are defaults; the agent overrides them when it creates the maps.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray};
 use lb_common::abi::{
-    Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, ConnectedPeer, Device,
-    DropKey, Flow, FlowKey, Frontend, FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue,
-    ServiceName, ServicePointer, ServiceRecord, SourceRange, SourceSet,
+    Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, Device, DropKey, Flow,
+    FlowKey, Frontend, FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceName,
+    ServicePointer, ServiceRecord, SourceRange, SourceSet,
 };
 use lb_common::family::{Family, V4, V6};
 use lb_common::packet::{FragmentKey, Work};
@@ -31,8 +30,7 @@ pub static BACKENDS: Array<Backend> = Array::with_max_entries(262_144, BPF_F_MMA
 #[map]
 pub static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
-pub static NODE_ADDRESSES: HashMap<Address, u32> =
-    HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+pub static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(69_632, BPF_F_NO_PREALLOC);
 #[map]
 pub static CLIENTS: HashMap<u64, ClientAddresses> =
     HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
@@ -55,7 +53,7 @@ pub static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Ports> = LruHashMap::with_max
 #[map]
 pub static PEERS: LruHashMap<PeerKey, PeerValue> = LruHashMap::with_max_entries(65_536, 0);
 #[map]
-pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_entries(65_536, 0);
+pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_entries(131_072, 0);
 #[map]
 pub static DROPS: LruPerCpuHashMap<DropKey, u64> = LruPerCpuHashMap::with_max_entries(8_192, 0);
 #[map]
@@ -68,8 +66,6 @@ static FIB: PerCpuArray<Fib> = PerCpuArray::with_max_entries(1, 0);
 /// Where a number goes to be forgotten by the verifier.
 #[map]
 pub static OPAQUE: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
-#[btf_map]
-pub static CONNECTED: SkStorage<ConnectedPeer> = SkStorage::new();
 
 /// [`lb_common::abi::SourceRange`] without its length, as the type of the map wants it.
 #[repr(C)]

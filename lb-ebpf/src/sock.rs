@@ -6,11 +6,9 @@ use core::marker::PhantomData;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
-use lb_common::abi::{
-    Address, ClientAddresses, ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue,
-};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
+use lb_common::abi::{Address, ClientAddresses, PeerKey, PeerValue, ReverseKey, ReverseValue};
 use lb_common::bytes::Be16;
 use lb_common::lb::frontend::Destination;
 use lb_common::lb::socket::{self, SocketEnv, SocketVerdict};
@@ -27,6 +25,9 @@ const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 /// `IPPROTO_MPTCP`: TCP on the wire.
 const MPTCP: u32 = 262;
+/// `AF_INET` and `AF_INET6`.
+const INET: u32 = 2;
+const INET6: u32 = 10;
 
 /// The context of one of these hooks.
 struct Call<S, C> {
@@ -187,25 +188,61 @@ pub fn sendmsg6(context: SockAddrContext) -> i32 {
 /// `recvmsg` on AF_INET.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(context: SockAddrContext) -> i32 {
-    reveal::<Inet>(context, socket::recvmsg)
+    reveal::<Inet>(context)
 }
 
 /// `recvmsg` on AF_INET6, mapped addresses included.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(context: SockAddrContext) -> i32 {
-    reveal::<Inet6>(context, socket::recvmsg)
+    reveal::<Inet6>(context)
 }
 
 /// `getpeername` on AF_INET.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(context: SockAddrContext) -> i32 {
-    reveal::<Inet>(context, socket::getpeername)
+    reveal::<Inet>(context)
 }
 
 /// `getpeername` on AF_INET6, mapped addresses included.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(context: SockAddrContext) -> i32 {
-    reveal::<Inet6>(context, socket::getpeername)
+    reveal::<Inet6>(context)
+}
+
+/// The last `close` of a socket. Many sockets live for one question or request: what REVERSE remembers
+/// of these must not push out those that live for days.
+#[cgroup_sock(sock_release)]
+pub fn release(context: SockContext) -> i32 {
+    if let Some((address, port)) = peer(context.sock) {
+        // SAFETY: the context is valid.
+        let cookie = unsafe { bpf_get_socket_cookie(context.as_ptr()) };
+        // Not there is as good.
+        let _ = maps::REVERSE.remove(ReverseKey { cookie, address, port, pad: [0; 6] });
+    }
+    ALLOW
+}
+
+/// Where a socket is connected.
+#[inline(always)]
+fn peer(sock: *const bpf_sock) -> Option<(Address, Be16)> {
+    if sock.is_null() {
+        return None;
+    }
+    // SAFETY: a valid socket; its fields are read at their own width.
+    unsafe {
+        let port = Be16::from_raw(core::ptr::read_volatile(&raw const (*sock).dst_port));
+        // Both, whatever the family: the compiler would share the last load of two branches, at an
+        // offset in a register, which the verifier refuses.
+        let v4 = core::ptr::read_volatile(&raw const (*sock).dst_ip4);
+        let word = |i: usize| core::ptr::read_volatile(&raw const (*sock).dst_ip6[i]);
+        let v6 = [word(0), word(1), word(2), word(3)];
+        let address = match core::ptr::read_volatile(&raw const (*sock).family) {
+            INET => Address::mapped(v4),
+            INET6 => Address::from_words(v6),
+            _ => return None,
+        };
+        (port.raw() != 0).then_some((address, port))
+    }
 }
 
 #[inline(always)]
@@ -230,13 +267,10 @@ fn sendmsg<S: SocketFamily>(context: SockAddrContext) -> i32 {
 
 /// Shows the application the frontend instead of the backend.
 #[inline(always)]
-fn reveal<S: SocketFamily>(
-    context: SockAddrContext,
-    question: impl Fn(&Socket<S, Plain>, Address, Be16) -> Option<(Address, Be16)>,
-) -> i32 {
+fn reveal<S: SocketFamily>(context: SockAddrContext) -> i32 {
     let (address, port) = (S::address(context.sock_addr), user_port(context.sock_addr));
-    let env = Call::env(context);
-    if let Some((address, port)) = question(&env, address, port) {
+    let env = Call::<S, Plain>::env(context);
+    if let Some((address, port)) = socket::reveal(&env, address, port) {
         S::set_address(env.context.inner.sock_addr, address);
         set_user_port(env.context.inner.sock_addr, port);
     }
@@ -319,35 +353,9 @@ impl<S: SocketFamily, C: CallKind> SocketEnv for Socket<S, C> {
     }
 
     #[inline(always)]
-    fn connected(&self) -> Option<ConnectedPeer> {
-        // SAFETY: storage of this socket, copied at once.
-        unsafe { maps::CONNECTED.get_ptr_mut(&self.context.inner).as_ref() }.copied()
-    }
-
-    #[inline(always)]
-    fn set_connected(&mut self, peer: &ConnectedPeer) -> bool {
-        let mut value = *peer;
-        // SAFETY: storage of this socket; a socket connects once at a time.
-        unsafe {
-            match maps::CONNECTED
-                .get_or_insert_ptr_mut(&self.context.inner, Some(&mut value))
-                .as_mut()
-            {
-                Some(storage) => {
-                    *storage = value;
-                    true
-                }
-                None => false,
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn clear_connected(&mut self) {
-        // SAFETY: the socket of this context. Not there is as good.
-        unsafe {
-            let _ = maps::CONNECTED.delete((*self.context.inner.sock_addr).__bindgen_anon_1.sk);
-        }
+    fn connected_to(&self) -> Option<(Address, Be16)> {
+        // SAFETY: the context is valid, and so is its socket.
+        peer(unsafe { (*self.context.inner.sock_addr).__bindgen_anon_1.sk })
     }
 
     #[inline(always)]
@@ -372,5 +380,10 @@ impl<S: SocketFamily, C: CallKind> SocketEnv for Socket<S, C> {
     fn set_reverse(&mut self, key: &ReverseKey, value: &ReverseValue) {
         // Without it the application sees the backend's address.
         let _ = maps::REVERSE.insert(key, value, BPF_ANY.into());
+    }
+    #[inline(always)]
+    fn clear_reverse(&mut self, key: &ReverseKey) {
+        // Not there is as good.
+        let _ = maps::REVERSE.remove(key);
     }
 }

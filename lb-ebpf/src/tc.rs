@@ -99,7 +99,8 @@ fn ingress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut 
         // UNSPEC, not OK: filters behind ours still see the packet.
         Verdict::Pass | Verdict::Deliver => TC_ACT_UNSPEC,
         Verdict::Forward => redirect(work.device),
-        Verdict::Answer => answer::send::<F, IP_OFFSET>(skb, work.answer),
+        Verdict::Answer => answer::error::<F, IP_OFFSET>(skb, work.answer),
+        Verdict::Reset => answer::reset::<F, IP_OFFSET>(skb, &work.packet),
         Verdict::Drop => TC_ACT_SHOT,
     }
 }
@@ -113,7 +114,9 @@ fn egress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut _
     match lb::egress::<F, _>(&mut env, work) {
         Verdict::Drop => TC_ACT_SHOT,
         // Egress forwards and answers nothing: those verdicts belong to ingress.
-        Verdict::Pass | Verdict::Deliver | Verdict::Forward | Verdict::Answer => TC_ACT_UNSPEC,
+        Verdict::Pass | Verdict::Deliver | Verdict::Forward | Verdict::Answer | Verdict::Reset => {
+            TC_ACT_UNSPEC
+        }
     }
 }
 

@@ -48,7 +48,7 @@ fn ingress_family<F: ReadHeader + FamilyMaps>(context: *mut xdp_md) -> u32 {
         Verdict::Forward => send(&mut env.context, work.device),
         Verdict::Drop => xdp_action::XDP_DROP,
         // Local backends and answers are tc's; so is what isn't ours.
-        Verdict::Pass | Verdict::Deliver | Verdict::Answer => xdp_action::XDP_PASS,
+        Verdict::Pass | Verdict::Deliver | Verdict::Answer | Verdict::Reset => xdp_action::XDP_PASS,
     }
 }
 

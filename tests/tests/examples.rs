@@ -47,7 +47,7 @@ async fn examples_are_planned_without_a_problem_and_with_both_families_and_proto
     assert_eq!(desired.problems, []);
     let mut kinds = BTreeMap::<String, BTreeSet<(Protocol, IpFamily)>>::new();
     for key in desired.ports.keys() {
-        kinds.entry(key.service.name.clone()).or_default().insert((key.protocol, key.family));
+        kinds.entry(key.service.name.to_string()).or_default().insert((key.protocol, key.family));
     }
     let names: Vec<_> = kinds.keys().map(String::as_str).collect();
     let expected = [
@@ -82,12 +82,17 @@ async fn endpoints_are_those_of_the_readme() {
     ];
     let desired = plan_of("node-a").await;
     for (name, expected, local) in cases {
-        for (key, port) in desired.ports.iter().filter(|(key, _)| key.service.name == *name) {
+        for (key, port) in desired.ports.iter().filter(|(key, _)| *key.service.name == **name) {
             let expected: BTreeSet<SocketAddr> =
                 expected.iter().map(|text| in_family(text, key.family)).collect();
-            let found: BTreeSet<_> = port.cluster.iter().map(|backend| backend.address).collect();
+            let found: BTreeSet<_> =
+                port.endpoints.cluster().iter().map(|backend| backend.address).collect();
             assert_eq!(found, expected, "{key} {:?} {:?}", key.protocol, key.family);
-            let here = port.cluster.iter().filter(|backend| backend.placement == Placement::Local);
+            let here = port
+                .endpoints
+                .cluster()
+                .iter()
+                .filter(|backend| backend.placement == Placement::Local);
             assert_eq!(here.count(), *local, "{key}: local on node-a");
         }
     }

@@ -20,10 +20,14 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// Everything is measured in one run on a network of namespaces, against what it competes with. Let
 /// nothing else run meanwhile.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Measure this part alone and print it; docs/benchmarks.md, whose figures are of one run, stays
+    #[arg(long, value_name = "PART", value_parser = ["connections", "scale", "process"])]
+    only: Option<String>,
+}
 
 /// Runs the command.
-pub fn run(_args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     setup::ensure(Purpose::Demo)?;
     let built = artifacts::build_optimised(
         &["lb-agent", "lb-lab", "lb-tests"],
@@ -39,6 +43,10 @@ pub fn run(_args: &Args) -> Result<()> {
     bench.arg("--report").arg(&draft);
     bench.args(["--commit", &commit()?]);
     bench.args(["--rustc", process::output(Command::new("rustc").arg("--version"))?.trim()]);
+    if let Some(part) = &args.only {
+        bench.args(["--only", part]);
+        return process::run_shown(&mut bench, LIMIT);
+    }
     process::run_shown(&mut bench, LIMIT)?;
     let report = workspace::root().join("docs/benchmarks.md");
     fs::copy(&draft, &report).with_context(|| format!("write {}", report.display()))?;

@@ -18,7 +18,7 @@ use super::pins::Pins;
 use super::sys::{self, Access, LinkTarget};
 
 /// The socket hooks and where the kernel calls them.
-const SOCKET_HOOKS: [(&str, bpf_attach_type); 8] = [
+const SOCKET_HOOKS: [(&str, bpf_attach_type); 9] = [
     ("connect4", bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
     ("connect6", bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
     ("sendmsg4", bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
@@ -27,6 +27,7 @@ const SOCKET_HOOKS: [(&str, bpf_attach_type); 8] = [
     ("recvmsg6", bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG),
     ("getpeername4", bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME),
     ("getpeername6", bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME),
+    ("release", bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE),
 ];
 
 /// A place on a device, and how a program gets there.

@@ -33,7 +33,7 @@ pub struct PinnedMaps {
     backends: Table<Backend>,
     frontends: Hash<FrontendKey, Frontend>,
     names: Hash<u32, ServiceName>,
-    node_addresses: Hash<Address, u32>,
+    addresses: Hash<Address, u32>,
     clients: Hash<u64, ClientAddresses>,
     source_ranges: Trie<SourceRange>,
     devices: Hash<u32, Device>,
@@ -51,7 +51,7 @@ impl PinnedMaps {
             backends: table(pins, abi::map::BACKENDS, access)?,
             frontends: Hash::open(pins, abi::map::FRONTENDS, access)?,
             names: Hash::open(pins, abi::map::NAMES, access)?,
-            node_addresses: Hash::open(pins, abi::map::NODE_ADDRESSES, access)?,
+            addresses: Hash::open(pins, abi::map::ADDRESSES, access)?,
             clients: Hash::open(pins, abi::map::CLIENTS, access)?,
             source_ranges: Trie::open(pins, abi::map::SOURCE_RANGES, access)?,
             devices: Hash::open(pins, abi::map::DEVICES, access)?,
@@ -106,7 +106,7 @@ impl Store for PinnedMaps {
             TableName::Slots => self.slots.len(),
             TableName::Backends => self.backends.len(),
             TableName::SourceRanges => self.source_ranges.capacity(),
-            TableName::NodeAddresses => self.node_addresses.capacity(),
+            TableName::Addresses => self.addresses.capacity(),
             TableName::Devices => self.devices.capacity(),
         }
     }
@@ -178,16 +178,16 @@ impl Store for PinnedMaps {
         remove(&self.names, &service.0)
     }
 
-    fn node_addresses(&self) -> Result<Vec<(Address, u32)>, StoreError> {
-        all(&self.node_addresses)
+    fn addresses(&self) -> Result<Vec<(Address, u32)>, StoreError> {
+        all(&self.addresses)
     }
 
-    fn set_node_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError> {
-        set(&self.node_addresses, address, &flags)
+    fn set_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError> {
+        set(&self.addresses, address, &flags)
     }
 
-    fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError> {
-        remove(&self.node_addresses, address)
+    fn remove_address(&mut self, address: &Address) -> Result<(), StoreError> {
+        remove(&self.addresses, address)
     }
 
     fn clients(&self) -> Result<Vec<(u64, ClientAddresses)>, StoreError> {

@@ -22,17 +22,17 @@ use crate::config::Capacities;
 /// The kernel object: every program and map, as the build script built it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
-/// Maps that outlive the agent. CONNECTED is one of them, so that sockets that were connected
+/// Maps that outlive the agent. REVERSE is one of them, so that sockets that were connected
 /// before a restart still show the address that they named; the others (WORK4, WORK6, constants)
 /// hold nothing between two runs of a program.
-const PINNED: [&str; 19] = [
+const PINNED: [&str; 18] = [
     map::FRONTENDS,
     map::SERVICES,
     map::RECORDS,
     map::SLOTS,
     map::BACKENDS,
     map::NAMES,
-    map::NODE_ADDRESSES,
+    map::ADDRESSES,
     map::CLIENTS,
     map::AFFINITY,
     map::SOURCE_RANGES,
@@ -41,11 +41,13 @@ const PINNED: [&str; 19] = [
     map::FLOWS6,
     map::PEERS,
     map::REVERSE,
-    map::CONNECTED,
     map::FRAGMENTS4,
     map::FRAGMENTS6,
     map::DROPS,
 ];
+
+/// Addresses that a node may have itself.
+const NODE_ADDRESSES: u32 = 4_096;
 
 /// Lines of the verifier's log that are worth keeping: the last instructions and the verdict.
 const VERIFIER_LINES: usize = 40;
@@ -96,6 +98,7 @@ pub fn load(
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
             Program::Xdp(program) => program.load(),
             _ => return Err(BpfError::Object(format!("the kind of program {name} is unknown"))),
@@ -106,7 +109,7 @@ pub fn load(
 }
 
 /// Sizes that depend on the configuration; the object's own hold for the others.
-fn sizes(capacities: &Capacities) -> [(&'static str, u32); 10] {
+fn sizes(capacities: &Capacities) -> [(&'static str, u32); 11] {
     let Capacities { services, backends, slots, source_ranges, flows } = *capacities;
     [
         (map::SERVICES, services),
@@ -115,6 +118,8 @@ fn sizes(capacities: &Capacities) -> [(&'static str, u32); 10] {
         (map::NAMES, services),
         // A ClusterIP, a NodePort, and some load balancer and external addresses.
         (map::FRONTENDS, services.saturating_mul(4)),
+        // A ClusterIP of each Service, and the node's own.
+        (map::ADDRESSES, services.saturating_add(NODE_ADDRESSES)),
         (map::BACKENDS, backends),
         (map::SLOTS, slots),
         (map::SOURCE_RANGES, source_ranges),

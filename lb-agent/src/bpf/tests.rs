@@ -157,7 +157,7 @@ fn fill(maps: &mut PinnedMaps) {
     let name = ServiceName { text, protocol: 6, family: 4, pad: [0; 6] };
     maps.set_name(ServiceIndex(7), &name).unwrap();
     maps.set_frontend(&KEY(), &VALUE).unwrap();
-    maps.set_node_address(&address("fd00::1"), 1).unwrap();
+    maps.set_address(&address("fd00::1"), 1).unwrap();
     maps.set_device(3, &AbiDevice { mtu: 1500, ..AbiDevice::default() }).unwrap();
 }
 
@@ -196,7 +196,7 @@ fn a_restart_adopts_maps_and_links_and_cleanup_leaves_nothing() {
         drop((maps, kernel));
 
         let removed = cleanup::cleanup(place.bpffs()).unwrap();
-        assert_eq!((removed.attachments, removed.maps), (12, 19));
+        assert_eq!((removed.attachments, removed.maps), (13, 18));
         assert!(!place.bpffs().join("lb").exists());
         assert_eq!(cleanup::cleanup(place.bpffs()).unwrap(), cleanup::Removed::default());
     });

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod convert;
 pub mod manifests;
+pub mod name;
 pub mod problems;
 pub mod snapshot;
 pub mod watch;

@@ -9,18 +9,20 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::name::Name;
+
 /// `namespace/name` of a Kubernetes object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Namespace; never empty (manifests without one get `default`).
-    pub namespace: String,
+    pub namespace: Name,
     /// Name within the namespace.
-    pub name: String,
+    pub name: Name,
 }
 
 impl ObjectName {
     /// Joins the two parts.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Name>, name: impl Into<Name>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
@@ -75,7 +77,7 @@ pub enum TrafficPolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// Port name; empty when the Service has a single unnamed port. The join key with slice ports.
-    pub name: String,
+    pub name: Name,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Port of the Service's own addresses, host byte order, never 0.
@@ -124,18 +126,18 @@ pub struct Endpoint {
     /// `conditions.terminating`, nil counts as false.
     pub terminating: bool,
     /// `nodeName`.
-    pub node: Option<String>,
+    pub node: Option<Name>,
     /// `hints.forZones`, sorted, each once. (A set would take ten times the memory of its one name.)
-    pub zone_hints: Vec<String>,
+    pub zone_hints: Box<[Name]>,
     /// `hints.forNodes`, likewise.
-    pub node_hints: Vec<String>,
+    pub node_hints: Box<[Name]>,
 }
 
 /// One `ports[]` entry of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointPort {
     /// Port name, empty allowed.
-    pub name: String,
+    pub name: Name,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Port number, host byte order, never 0.
@@ -163,9 +165,9 @@ pub struct Slice {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Node name.
-    pub name: String,
+    pub name: Name,
     /// Label `topology.kubernetes.io/zone`.
-    pub zone: Option<String>,
+    pub zone: Option<Name>,
     /// `status.addresses` of type InternalIP, then ExternalIP, in order.
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.

@@ -175,14 +175,16 @@ fn dispute(address: &FrontendAddress, holder: &Claim, loser: &Claim) -> Problem 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::name::Name;
     use crate::cluster::snapshot::{IpFamily, ObjectName};
+    use crate::plan::desired::Endpoints;
 
     #[test]
     fn addresses_that_nobody_claims_any_more_are_forgotten() {
         let mut claims = Claims::default();
         let key = |name: &str| ServicePortKey {
             service: ObjectName::new("default", name),
-            port_name: String::new(),
+            port_name: Name::default(),
             protocol: Protocol::Tcp,
             family: IpFamily::V4,
         };
@@ -193,9 +195,7 @@ mod tests {
         };
         let plan = ServicePortPlan {
             frontends: [(address, FrontendKind::ClusterIp)].into(),
-            cluster: Vec::new(),
-            local: Vec::new(),
-            serving: Vec::new(),
+            endpoints: Endpoints::default(),
             has_endpoints: false,
             internal_local: false,
             external_local: false,

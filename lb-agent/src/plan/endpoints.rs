@@ -4,26 +4,23 @@
 //! of slices, `pkg/proxy/topology.go` for the choice). Knows nothing of frontends and policies:
 //! it answers for both policies, and the caller says which traffic uses which.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::PlanContext;
-use super::desired::{Backend, Placement};
+use super::desired::{Backend, Endpoints, Placement, Takes};
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Endpoint, IpFamily, Protocol, Slice};
 
 /// The chosen endpoints of one Service port in one family.
 pub(super) struct Choice {
-    /// For Cluster policy: local ones first, then by address.
-    pub cluster: Vec<Backend>,
-    /// For Local policy, by address.
-    pub local: Vec<Backend>,
-    /// Ready or serving, by address.
-    pub serving: Vec<Backend>,
+    /// Ready or serving ones.
+    pub endpoints: Endpoints,
     /// Something usable exists anywhere.
     pub has_endpoints: bool,
 }
 
 /// An endpoint of a slice with one of the slice's ports.
-struct Candidate<'a> {
+pub(super) struct Candidate<'a> {
     backend: Backend,
     endpoint: &'a Endpoint,
 }
@@ -34,8 +31,16 @@ impl Candidate<'_> {
         self.endpoint.serving && self.endpoint.terminating
     }
 
-    fn is_local(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
+        self.endpoint.ready
+    }
+
+    pub(super) fn is_local(&self) -> bool {
         self.backend.placement == Placement::Local
+    }
+
+    pub(super) fn address(&self) -> IpAddr {
+        self.backend.address.ip()
     }
 }
 
@@ -43,47 +48,33 @@ impl Candidate<'_> {
 /// `protocol` and `family` identify.
 pub(super) fn choose<'a>(
     slices: impl Iterator<Item = &'a Slice>,
-    name: &str,
+    name: &Name,
     protocol: Protocol,
     family: IpFamily,
     context: &PlanContext,
 ) -> Choice {
     let candidates = union(slices, name, protocol, family, context);
     let topology = Topology::of(&candidates, context);
-    let ready = |candidate: &&Candidate| candidate.endpoint.ready;
-    let mut cluster = backends(
-        candidates.iter().filter(ready).filter(|candidate| topology.admits(candidate, context)),
-    );
-    if cluster.is_empty() {
-        cluster = backends(candidates.iter().filter(|candidate| candidate.is_fallback()));
-    }
-    // Stable: within local and other endpoints the order by address stays.
-    cluster.sort_by_key(|backend| backend.placement != Placement::Local);
-    let mut local = backends(candidates.iter().filter(ready).filter(|one| one.is_local()));
-    if local.is_empty() {
-        local = backends(candidates.iter().filter(|one| one.is_local() && one.is_fallback()));
-    }
+    let for_cluster = |one: &Candidate| one.endpoint.ready && topology.admits(one, context);
+    let for_local = |one: &Candidate| one.endpoint.ready && one.is_local();
+    let cluster_is_ready = candidates.iter().any(for_cluster);
+    let local_is_ready = candidates.iter().any(for_local);
+    let takes = |one: &Candidate| Takes {
+        cluster: if cluster_is_ready { for_cluster(one) } else { one.is_fallback() },
+        local: if local_is_ready { for_local(one) } else { one.is_local() && one.is_fallback() },
+    };
+    let serving = candidates.iter().filter(|one| one.endpoint.ready || one.endpoint.serving);
     Choice {
-        cluster,
-        local,
-        serving: backends(
-            candidates.iter().filter(|one| one.endpoint.ready || one.endpoint.serving),
-        ),
+        endpoints: Endpoints::new(serving.map(|one| (one.backend, takes(one)))),
         has_endpoints: candidates.iter().any(|one| one.endpoint.ready || one.is_fallback()),
     }
 }
 
-fn backends<'a>(candidates: impl Iterator<Item = &'a Candidate<'a>>) -> Vec<Backend> {
-    let mut backends: Vec<Backend> = candidates.map(|candidate| candidate.backend).collect();
-    backends.shrink_to_fit();
-    backends
-}
-
 /// All slices together, sorted by address, each address once: the first one found stays, but an
 /// endpoint that isn't terminating replaces one that is (a pod's address that was reused).
-fn union<'a>(
+pub(super) fn union<'a>(
     slices: impl Iterator<Item = &'a Slice>,
-    name: &str,
+    name: &Name,
     protocol: Protocol,
     family: IpFamily,
     context: &PlanContext,
@@ -91,7 +82,7 @@ fn union<'a>(
     let mut candidates: Vec<Candidate> = Vec::new();
     for slice in slices.filter(|slice| slice.family == family) {
         for port in &slice.ports {
-            if port.name != name || port.protocol != protocol {
+            if port.name != *name || port.protocol != protocol {
                 continue;
             }
             candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate {
@@ -116,9 +107,9 @@ fn union<'a>(
 }
 
 fn placement(endpoint: &Endpoint, context: &PlanContext) -> Placement {
-    match endpoint.node.as_deref() {
+    match &endpoint.node {
         None => Placement::Unknown,
-        Some(node) if node == context.node_name => Placement::Local,
+        Some(node) if *node == context.node_name => Placement::Local,
         Some(_) => Placement::Remote,
     }
 }
@@ -139,7 +130,7 @@ impl Topology {
     /// and hints that leave nothing for us are not followed.
     fn of(candidates: &[Candidate], context: &PlanContext) -> Self {
         let ready = || candidates.iter().filter(|candidate| candidate.endpoint.ready);
-        let usable = |hints: fn(&Endpoint) -> &[String], ours: &String| {
+        let usable = |hints: fn(&Endpoint) -> &[Name], ours: &Name| {
             ready().all(|candidate| !hints(candidate.endpoint).is_empty())
                 && ready().any(|candidate| hints(candidate.endpoint).contains(ours))
         };

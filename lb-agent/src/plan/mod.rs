@@ -1,13 +1,15 @@
 //! Pure planning: cluster values to the desired datapath.
 //!
 //! Decides which endpoints each Service port uses (`endpoints`), on which addresses it answers
-//! (`service`), and who holds an address that several claim (`claims`). [`plan`] computes the
-//! whole from a [`Snapshot`]; [`Planner`] keeps it up to date at the cost of what changed, and ends
-//! in the same state. Knows neither Kubernetes types nor maps, and does no I/O.
+//! (`service`), who holds an address that several claim (`claims`), and what load balancers are told
+//! of this node (`health`). [`plan`] computes the whole from a [`Snapshot`]; [`Planner`] keeps it up
+//! to date at the cost of what changed, and ends in the same state. Knows neither Kubernetes types
+//! nor maps, and does no I/O.
 
 mod claims;
 pub mod desired;
 mod endpoints;
+mod health;
 mod planner;
 mod service;
 
@@ -16,18 +18,21 @@ pub use service::plan_service;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Node, ObjectName, Slice, Snapshot};
 use claims::Claims;
 use desired::Desired;
+use health::health_check;
 
 /// What a plan depends on beside the Service and its slices: who and where this node is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlanContext {
     /// Our node's name; endpoints with exactly this `nodeName` are local.
-    pub node_name: String,
+    pub node_name: Name,
     /// Our zone, from the Node's label.
-    pub zone: Option<String>,
+    pub zone: Option<Name>,
     /// The Node's addresses: a source range that holds one of them admits the node itself.
     pub node_addresses: Vec<IpAddr>,
 }
@@ -36,7 +41,7 @@ impl PlanContext {
     /// The context of `node_name`, with what its Node object tells if there is one.
     pub fn new(node_name: &str, node: Option<&Node>) -> Self {
         Self {
-            node_name: node_name.to_owned(),
+            node_name: node_name.into(),
             zone: node.and_then(|node| node.zone.clone()),
             node_addresses: node.map(|node| node.addresses.clone()).unwrap_or_default(),
         }
@@ -60,7 +65,9 @@ pub fn plan(snapshot: &Snapshot, node_name: &str) -> Desired {
         for (key, port) in &ports {
             claims.add(key, port);
         }
-        desired.ports.extend(ports);
+        desired.ports.extend(ports.into_iter().map(|(key, port)| (key, Arc::new(port))));
+        let check = health_check(service, own.iter().copied(), &context);
+        desired.health_checks.extend(check.map(|check| (name.clone(), check)));
     }
     claims.settle_all();
     desired.frontends = claims.holders();

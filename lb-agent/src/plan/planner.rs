@@ -6,10 +6,15 @@
 //! is the whole desired state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::claims::Claims;
-use super::desired::{Delta, Desired, FrontendAddress, ServicePortKey, ServicePortPlan};
+use super::desired::{
+    Delta, Desired, FrontendAddress, HealthCheck, ServicePortKey, ServicePortPlan,
+};
+use super::health::health_check;
 use super::{PlanContext, plan_service};
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Change, IpFamily, ObjectName, Protocol, Service, Slice, Snapshot};
 
 /// Owns what is known of the cluster and what follows from it for this node.
@@ -17,8 +22,8 @@ use crate::cluster::snapshot::{Change, IpFamily, ObjectName, Protocol, Service, 
 pub struct Planner {
     context: PlanContext,
     snapshot: Snapshot,
-    /// Names of the slices of each Service, sorted; also of Services that don't exist (yet).
-    slices_of: BTreeMap<ObjectName, Vec<ObjectName>>,
+    /// Service and name of every slice; also of Services that don't exist (yet).
+    slices_of: BTreeSet<(ObjectName, ObjectName)>,
     claims: Claims,
     desired: Desired,
     services_listed: bool,
@@ -33,7 +38,7 @@ impl Planner {
         Self {
             context: PlanContext::new(node_name, None),
             snapshot: Snapshot::default(),
-            slices_of: BTreeMap::new(),
+            slices_of: BTreeSet::new(),
             claims: Claims::default(),
             desired: Desired::default(),
             services_listed: false,
@@ -91,23 +96,20 @@ impl Planner {
             Change::SliceGone(name) => self.forget_slice(&name, dirty),
             Change::Node(node) => self.snapshot.node = node,
             Change::AllServices(services) => {
-                let names: BTreeSet<_> = services.iter().map(|one| one.name.clone()).collect();
-                for name in missing(&self.snapshot.services, &names) {
-                    self.forget_service(name, dirty);
-                }
-                for service in services {
-                    self.record_service(service, dirty);
-                }
+                let listed = services.into_iter().map(|one| (one.name.clone(), one)).collect();
+                let known = std::mem::replace(&mut self.snapshot.services, listed);
+                let changed = different(&known, &self.snapshot.services);
+                dirty.extend(changed.map(|service| service.name.clone()));
                 self.services_listed = true;
             }
             Change::AllSlices(slices) => {
-                let names: BTreeSet<_> = slices.iter().map(|one| one.name.clone()).collect();
-                for name in missing(&self.snapshot.slices, &names) {
-                    self.forget_slice(&name, dirty);
-                }
-                for slice in slices {
-                    self.record_slice(slice, dirty);
-                }
+                let listed = slices.into_iter().map(|one| (one.name.clone(), one)).collect();
+                let known = std::mem::replace(&mut self.snapshot.slices, listed);
+                let changed = different(&known, &self.snapshot.slices);
+                dirty.extend(changed.map(|slice| slice.service.clone()));
+                let names = self.snapshot.slices.values();
+                self.slices_of =
+                    names.map(|slice| (slice.service.clone(), slice.name.clone())).collect();
                 self.slices_listed = true;
             }
             Change::Problems { .. } => {}
@@ -136,53 +138,60 @@ impl Planner {
             }
             Some(_) | None => {}
         }
-        let names =
-            self.slices_of.entry(slice.service.clone()).or_insert_with(|| Vec::with_capacity(1));
-        if let Err(place) = names.binary_search(&slice.name) {
-            names.insert(place, slice.name.clone());
-        }
+        self.slices_of.insert((slice.service.clone(), slice.name.clone()));
         dirty.insert(slice.service.clone());
         self.snapshot.slices.insert(slice.name.clone(), slice);
     }
 
     fn forget_slice(&mut self, name: &ObjectName, dirty: &mut BTreeSet<ObjectName>) {
         let Some(slice) = self.snapshot.slices.remove(name) else { return };
-        if let Some(names) = self.slices_of.get_mut(&slice.service) {
-            names.retain(|other| other != name);
-            if names.is_empty() {
-                self.slices_of.remove(&slice.service);
-            }
-        }
-        dirty.insert(slice.service);
+        let entry = (slice.service, slice.name);
+        self.slices_of.remove(&entry);
+        dirty.insert(entry.0);
     }
 
     /// Plans one Service anew and notes what differs.
     fn replan(&mut self, name: &ObjectName, effect: &mut Effect) {
-        let new = match self.snapshot.services.get(name) {
-            None => BTreeMap::new(),
+        let (new, check) = match self.snapshot.services.get(name) {
+            None => (BTreeMap::new(), None),
             Some(service) => {
-                let names = self.slices_of.get(name).map(Vec::as_slice).unwrap_or_default();
-                let slices = names.iter().filter_map(|name| self.snapshot.slices.get(name));
-                plan_service(service, slices, &self.context)
+                let names = self.slices_of.range((name.clone(), ObjectName::default())..);
+                let slices = names
+                    .take_while(|(service, _)| service == name)
+                    .filter_map(|(_, slice)| self.snapshot.slices.get(slice));
+                let check = health_check(service, slices.clone(), &self.context);
+                (plan_service(service, slices, &self.context), check)
             }
         };
+        self.replace_check(name, check, &mut effect.delta);
         let gone: Vec<_> = keys_of(&self.desired.ports, name)
             .filter(|key| !new.contains_key(*key))
             .cloned()
             .collect();
         for key in gone {
             let old = self.desired.ports.remove(&key);
-            effect.touched.extend(self.claims.replace(&key, old.as_ref(), None));
+            effect.touched.extend(self.claims.replace(&key, old.as_deref(), None));
             effect.delta.ports.insert(key, None);
         }
         for (key, plan) in new {
-            let old = self.desired.ports.get(&key);
+            let old = self.desired.ports.get(&key).map(Arc::as_ref);
             if old == Some(&plan) {
                 continue;
             }
             effect.touched.extend(self.claims.replace(&key, old, Some(&plan)));
+            let plan = Arc::new(plan);
             effect.delta.ports.insert(key.clone(), Some(plan.clone()));
             self.desired.ports.insert(key, plan);
+        }
+    }
+
+    fn replace_check(&mut self, name: &ObjectName, new: Option<HealthCheck>, delta: &mut Delta) {
+        let old = match new {
+            Some(check) => self.desired.health_checks.insert(name.clone(), check),
+            None => self.desired.health_checks.remove(name),
+        };
+        if new != old {
+            delta.health_checks.insert(name.clone(), new);
         }
     }
 
@@ -223,19 +232,25 @@ struct Effect {
     touched: BTreeSet<FrontendAddress>,
 }
 
-/// Names that are known and not listed any more.
-fn missing<T>(known: &BTreeMap<ObjectName, T>, listed: &BTreeSet<ObjectName>) -> Vec<ObjectName> {
-    known.keys().filter(|name| !listed.contains(*name)).cloned().collect()
+/// What one of the two doesn't hold as the other does. (A list replaces the map as a whole, and isn't
+/// put into it one by one: a tree that grows in the order of its keys is half empty.)
+fn different<'a, T: PartialEq>(
+    known: &'a BTreeMap<ObjectName, T>,
+    listed: &'a BTreeMap<ObjectName, T>,
+) -> impl Iterator<Item = &'a T> {
+    let gone = known.iter().filter(|(name, value)| listed.get(*name) != Some(value));
+    let new = listed.iter().filter(|(name, value)| known.get(*name) != Some(value));
+    gone.chain(new).map(|(_, value)| value)
 }
 
 /// The keys of one Service: they are neighbours, because the Service is a key's first part.
 fn keys_of<'a>(
-    ports: &'a BTreeMap<ServicePortKey, ServicePortPlan>,
+    ports: &'a BTreeMap<ServicePortKey, Arc<ServicePortPlan>>,
     service: &'a ObjectName,
 ) -> impl Iterator<Item = &'a ServicePortKey> {
     let first = ServicePortKey {
         service: service.clone(),
-        port_name: String::new(),
+        port_name: Name::default(),
         protocol: Protocol::Tcp,
         family: IpFamily::V4,
     };

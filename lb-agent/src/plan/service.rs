@@ -50,9 +50,7 @@ fn plan_port<'a>(
     let choice = choose(slices, &port.name, port.protocol, family, context);
     ServicePortPlan {
         frontends,
-        cluster: choice.cluster,
-        local: choice.local,
-        serving: choice.serving,
+        endpoints: choice.endpoints,
         has_endpoints: choice.has_endpoints,
         internal_local: service.internal_policy == TrafficPolicy::Local,
         external_local: external && service.external_policy == TrafficPolicy::Local,

@@ -20,7 +20,7 @@ use crate::node::facts::NodeFacts;
 use crate::node::observe::Observed;
 use crate::plan::Planner;
 use crate::plan::desired::{Delta, Desired};
-use crate::serve::metrics::Objects;
+use crate::serve::metrics::{Objects, Scope};
 
 /// Between two calls of [`Datapath::maintain`] while nothing changes, and the age of the gauges at
 /// most.
@@ -110,6 +110,15 @@ enum Wrote {
     All(ApplyReport),
     /// What the pending changes made different.
     Delta(ApplyReport),
+}
+
+impl Wrote {
+    fn scope(&self) -> Scope {
+        match self {
+            Self::All(_) => Scope::Full,
+            Self::Nothing | Self::Delta(_) => Scope::Partial,
+        }
+    }
 }
 
 impl<D: Datapath> Control<D> {
@@ -210,7 +219,10 @@ impl<D: Datapath> Control<D> {
             node_facts(&observed.borrow(), &self.selection, addresses)
         });
         match self.bring_up_to_date(facts, &delta) {
-            Ok(wrote) => self.wrote(wrote, started, pending.since, &triggers),
+            Ok(wrote) => {
+                self.reports.service_health(wrote.scope(), self.planner.desired(), &delta);
+                self.wrote(wrote, started, pending.since, &triggers);
+            }
             Err(error) => self.failed(&error),
         }
     }
@@ -252,6 +264,7 @@ impl<D: Datapath> Control<D> {
         self.pace.wrote(now, now - started);
         self.last_write = now;
         self.reports.up_to_date();
+        let scope = wrote.scope();
         let report = match wrote {
             Wrote::Nothing => return,
             // How long the first lists took says nothing about the datapath.
@@ -261,7 +274,7 @@ impl<D: Datapath> Control<D> {
                 report
             }
         };
-        self.reports.written(now - started);
+        self.reports.written(scope, now - started);
         self.reports.unfit(&report.unfit);
         self.gauges_are_old = true;
     }
@@ -321,12 +334,12 @@ fn count(desired: &Desired) -> Objects {
         ..Objects::default()
     };
     for (key, plan) in &desired.ports {
-        objects.endpoints += plan.serving.len();
+        objects.endpoints += plan.endpoints.serving().len();
         let family = match key.family {
             IpFamily::V4 => 0,
             IpFamily::V6 => 1,
         };
-        if plan.has_endpoints && plan.local.is_empty() {
+        if plan.has_endpoints && plan.endpoints.local().is_empty() {
             objects.without_local[0][family] += usize::from(plan.internal_local);
             objects.without_local[1][family] += usize::from(plan.external_local);
         }

@@ -8,17 +8,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::control::{Control, Inputs};
 use super::datapath::{ApplyReport, Datapath, Unfit};
-use super::reports::{Notice, Reports};
+use super::notices::{About, Notice, Notices};
+use super::reports::Reports;
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{
     Change, Endpoint, EndpointPort, IpFamily, Node, ObjectName, Protocol, Service, ServicePort,
     Slice, TrafficPolicy,
 };
+use crate::config::NodePortAddresses;
 use crate::node::classify::Selection;
 use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::node::observe::{Address, Link, Observed, Route};
 use crate::plan::desired::{Delta, Desired, ServicePortKey};
 use crate::serve::health::{Health, Probe};
 use crate::serve::metrics::{MapFill, Metrics};
+use crate::serve::service_health::ServiceHealth;
 
 /// What the datapath was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +105,7 @@ struct Bench {
     observed: watch::Sender<Observed>,
     metrics: Metrics,
     health: Arc<Health>,
+    service_health: Arc<ServiceHealth>,
     notices: mpsc::Receiver<Notice>,
     stop: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<Result<Fake, super::control::SourceEnded>>,
@@ -114,12 +119,15 @@ impl Bench {
         let (stop, stopped) = oneshot::channel();
         let metrics = Metrics::new(Vec::new());
         let health = Arc::new(Health::new(false));
-        let reports =
-            Reports::new(metrics.clone(), health.clone(), Some(notify), Some("node-a".into()));
+        let service_health = Arc::new(ServiceHealth::new(NodePortAddresses::All));
+        let notify = Notices::new(Some(notify));
+        let expects_node = Some("node-a".into());
+        let told = service_health.clone();
+        let reports = Reports::new(metrics.clone(), health.clone(), told, notify, expects_node);
         let control = Control::new("node-a", Selection::default(), fake.clone(), reports);
         let inputs = Inputs { changes: changes_in, observed: observed_in };
         let task = tokio::spawn(control.run(inputs, async { drop(stopped.await) }));
-        Self { fake, changes, observed, metrics, health, notices, stop, task }
+        Self { fake, changes, observed, metrics, health, service_health, notices, stop, task }
     }
 
     /// One whose datapath holds three Services.
@@ -194,7 +202,7 @@ fn service(number: u8) -> Service {
         load_balancer_ips: Vec::new(),
         source_ranges: Vec::new(),
         ports: vec![ServicePort {
-            name: String::new(),
+            name: Name::default(),
             protocol: Protocol::Tcp,
             port: 80,
             node_port: None,
@@ -211,7 +219,7 @@ fn slice(number: u8, endpoint: u8) -> Slice {
         name: ObjectName::new("default", format!("web-{number}-abcde")),
         service: ObjectName::new("default", format!("web-{number}")),
         family: IpFamily::V4,
-        ports: vec![EndpointPort { name: String::new(), protocol: Protocol::Tcp, port: 8080 }],
+        ports: vec![EndpointPort { name: Name::default(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: vec![Endpoint {
             address: [10, 244, number, endpoint].into(),
             ready: true,
@@ -269,7 +277,7 @@ async fn a_burst_is_written_in_few_batches_and_nothing_of_it_is_lost() {
     };
     let holds_all = |fake: &Fake| {
         let held = &fake.0.lock().unwrap().held;
-        let backends = held.ports.values().map(|plan| plan.cluster[0].address.ip());
+        let backends = held.ports.values().map(|plan| plan.endpoints.cluster()[0].address.ip());
         backends.eq((1..=3).map(last))
     };
     for _ in 0..1_000 {
@@ -330,9 +338,11 @@ async fn a_service_that_does_not_fit_is_named_once_by_an_event_and_counted() {
         bench.send(vec![Change::Slice(slice(1, endpoint))]).await;
         bench.settle().await;
     }
+    assert_eq!(bench.notices.try_recv().unwrap(), Notice::started());
     let notice = bench.notices.try_recv().unwrap();
-    assert_eq!(notice.service, service(2).name);
-    assert!(notice.note.contains("default/web-2:http") && notice.note.contains(reason));
+    assert_eq!(notice.about, About::Service(service(2).name));
+    let note = notice.note.unwrap();
+    assert!(note.contains("default/web-2:http") && note.contains(reason), "{note}");
     assert!(bench.notices.try_recv().is_err(), "said once");
     assert!(bench.metric("lb_agent_unfit_service_ports 1"));
 
@@ -340,6 +350,40 @@ async fn a_service_that_does_not_fit_is_named_once_by_an_event_and_counted() {
     bench.send(vec![Change::Slice(slice(1, 9))]).await;
     bench.settle().await;
     assert!(bench.metric("lb_agent_unfit_service_ports 0"));
+}
+
+#[tokio::test]
+async fn load_balancers_hear_of_endpoints_when_the_datapath_serves_them() {
+    let bench = Bench::synced(Fake::default()).await;
+    let told = || bench.service_health.local_ready(&service(1).name, IpFamily::V4);
+    let until = async |count: usize| {
+        for _ in 0..2_000 {
+            if told() == count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        unreachable!("{} and not {count}", told());
+    };
+    let here = |addresses: &[u8]| {
+        let mut slice = slice(1, 1);
+        let one = Endpoint { node: Some("node-a".into()), ..slice.endpoints[0].clone() };
+        let endpoint = |last: &u8| Endpoint { address: [10, 244, 1, *last].into(), ..one.clone() };
+        slice.endpoints = addresses.iter().map(endpoint).collect();
+        vec![Change::Slice(slice)]
+    };
+    bench.send(here(&[1])).await;
+    let asked = Service { health_check_node_port: Some(32000), ..service(1) };
+    bench.send(vec![Change::Service(asked)]).await;
+    until(1).await;
+    bench.fake.0.lock().unwrap().failures = usize::MAX;
+    bench.send(here(&[1, 2])).await;
+    bench.settle().await;
+    assert_eq!(told(), 1, "nothing of it is written yet");
+    bench.fake.0.lock().unwrap().failures = 0;
+    until(2).await;
+    bench.send(here(&[])).await;
+    until(0).await;
 }
 
 #[tokio::test]

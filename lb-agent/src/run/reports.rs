@@ -7,32 +7,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::datapath::Unfit;
-use crate::cluster::snapshot::{Change, IpFamily, Node, ObjectName, Problem};
+use super::notices::{Notice, Notices};
+use crate::cluster::snapshot::{Change, IpFamily, Node, Problem};
 use crate::node::facts::{Device, NodeFacts};
-use crate::plan::desired::{Delta, ServicePortKey};
+use crate::plan::desired::{Delta, Desired, ServicePortKey};
 use crate::serve::health::Health;
-use crate::serve::metrics::{MapFill, Metrics, Objects};
-
-/// A Warning event that the cluster's users should see on a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
-    /// The Service.
-    pub service: ObjectName,
-    /// What happened and what to do, one line.
-    pub note: String,
-}
+use crate::serve::metrics::{MapFill, Metrics, Objects, Scope};
+use crate::serve::service_health::ServiceHealth;
 
 /// Everything that is told to others.
 #[derive(Debug)]
 pub struct Reports {
     metrics: Metrics,
     health: Arc<Health>,
-    /// To whoever writes events; `None` without an API server.
-    notices: Option<mpsc::Sender<Notice>>,
+    service_health: Arc<ServiceHealth>,
+    notices: Notices,
     /// Before this nothing was our fault: older trigger times are not measured.
     started: SystemTime,
     /// Our name, until its Node is known to be there or not; `None` without an API server.
@@ -52,12 +44,14 @@ impl Reports {
     pub fn new(
         metrics: Metrics,
         health: Arc<Health>,
-        notices: Option<mpsc::Sender<Notice>>,
+        service_health: Arc<ServiceHealth>,
+        notices: Notices,
         expects_node: Option<String>,
     ) -> Self {
         Self {
             metrics,
             health,
+            service_health,
             notices,
             started: SystemTime::now(),
             expects_node,
@@ -145,6 +139,7 @@ impl Reports {
             }
         }
         self.devices.clone_from(&facts.devices);
+        self.service_health.set_addresses(facts);
     }
 
     /// Addresses that several Services claim.
@@ -167,10 +162,20 @@ impl Reports {
         self.health.applied();
     }
 
+    /// What load balancers are told, now that the datapath serves it: what changed with `delta`, or
+    /// all of `desired`.
+    pub fn service_health(&self, scope: Scope, desired: &Desired, delta: &Delta) {
+        match scope {
+            Scope::Full => self.service_health.replace(&desired.health_checks),
+            Scope::Partial => self.service_health.update(&delta.health_checks),
+        }
+    }
+
     /// The datapath was written, which took `took`.
-    pub fn written(&mut self, took: Duration) {
+    pub fn written(&mut self, scope: Scope, took: Duration) {
         if !self.has_written {
             info!(?took, "the datapath holds all Services");
+            self.notices.send(Notice::started());
         } else if self.has_failed {
             info!("the datapath could be written again");
         } else {
@@ -178,7 +183,7 @@ impl Reports {
         }
         self.has_written = true;
         self.has_failed = false;
-        self.metrics.applied(took);
+        self.metrics.applied(scope, took);
     }
 
     /// Something visible changed in the kernel, `waited` after it came in.
@@ -204,7 +209,7 @@ impl Reports {
         for (key, reason) in &unfit {
             if self.unfit.get(key) != Some(reason) {
                 warn!(object = %format_args!("Service {key}"), "not in the datapath: {reason}");
-                self.notify(key, reason);
+                self.notices.send(Notice::unfit(key, reason));
             }
         }
         for key in self.unfit.keys().filter(|key| !unfit.contains_key(*key)) {
@@ -212,16 +217,6 @@ impl Reports {
         }
         self.metrics.set_unfit(unfit.len());
         self.unfit = unfit;
-    }
-
-    fn notify(&self, key: &ServicePortKey, reason: &str) {
-        let Some(notices) = &self.notices else { return };
-        let note = format!("{key} is not in the datapath of a node: {reason}");
-        let notice = Notice { service: key.service.clone(), note };
-        if notices.try_send(notice).is_err() {
-            // The API server takes no events: the log and the metric have said it all.
-            debug!(%key, "no event for a Service that doesn't fit");
-        }
     }
 
     /// The datapath couldn't be written; the next try comes after `backoff`.

@@ -88,6 +88,12 @@ impl Health {
         self.state().waiting_since.get_or_insert_with(Instant::now);
     }
 
+    /// As [`Self::waiting`], some time ago.
+    #[cfg(test)]
+    pub(super) fn has_waited(&self, age: Duration) {
+        self.state().waiting_since = Instant::now().checked_sub(age);
+    }
+
     /// The datapath holds everything that came.
     pub fn applied(&self) {
         let mut state = self.state();
@@ -99,6 +105,12 @@ impl Health {
     /// eligible for traffic that can go to others (KEP-3836).
     pub fn set_node(&self, node: Option<&Node>) {
         self.state().eligible = node.is_some_and(|node| !node.deleting && !node.to_be_deleted);
+    }
+
+    /// The datapath keeps up with the cluster: what `/livez` says, and load balancers are told with
+    /// each Service.
+    pub fn is_healthy(&self) -> bool {
+        self.state().in_time(Instant::now())
     }
 
     /// The answer to a probe, now.
@@ -114,9 +126,13 @@ impl Health {
 }
 
 impl State {
+    /// No change has waited for the datapath for too long.
+    fn in_time(&self, now: Instant) -> bool {
+        self.waiting_since.is_none_or(|since| now.saturating_duration_since(since) < TIMEOUT)
+    }
+
     fn report(&self, probe: Probe, now: Instant, wall_clock: SystemTime) -> Report {
-        let in_time =
-            self.waiting_since.is_none_or(|since| now.saturating_duration_since(since) < TIMEOUT);
+        let in_time = self.in_time(now);
         let (healthy, passes, node_eligible) = match probe {
             Probe::Livez => (in_time, in_time, None),
             Probe::Healthz => {

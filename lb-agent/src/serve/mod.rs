@@ -1,31 +1,38 @@
 //! What the agent serves by HTTP: `/healthz` and `/livez` for load balancers and the kubelet,
-//! `/metrics` for Prometheus, `/proxyMode` for tools that ask kube-proxy which mode it runs in.
+//! `/metrics` for Prometheus, `/proxyMode` for tools that ask kube-proxy which mode it runs in, and
+//! the health check ports of Services.
 //!
 //! It reads shared state and never asks the loop: a slow scrape can't delay an endpoint change, and
 //! a long apply can't fail a probe.
 
 pub mod collect;
+mod exposition;
 pub mod health;
 pub mod metrics;
+pub mod process;
+pub mod service_health;
+mod slis;
+mod socket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
 
+use exposition::Format;
 use health::{Health, Probe};
 use metrics::Metrics;
+use slis::Slis;
 
 /// What `/proxyMode` says; kube-proxy says `iptables`, `ipvs` or `nftables` there.
 const PROXY_MODE: &str = "ebpf";
 /// As kube-proxy without `--bind-address-hard-fail`.
 const RETRY: Duration = Duration::from_secs(5);
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const NO_SNIFF: (header::HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
 
 /// `/healthz` and `/livez`, as kube-proxy serves them on port 10256.
 pub fn health_router(health: Arc<Health>, metrics: Metrics) -> Router {
@@ -34,30 +41,38 @@ pub fn health_router(health: Arc<Health>, metrics: Metrics) -> Router {
         get(async move || {
             let report = health.report(probe);
             metrics.probed(probe, report.status);
-            (
-                report.status,
-                [
-                    (header::CONTENT_TYPE, "application/json"),
-                    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-                ],
-                report.body,
-            )
+            (report.status, [(header::CONTENT_TYPE, "application/json"), NO_SNIFF], report.body)
         })
     };
     Router::new().route("/healthz", route(Probe::Healthz)).route("/livez", route(Probe::Livez))
 }
 
-/// `/metrics`, `/healthz` and `/proxyMode`, as kube-proxy serves them on port 10249.
+/// `/metrics`, `/metrics/slis`, `/healthz` and `/proxyMode`, as kube-proxy serves them on port
+/// 10249.
 pub fn metrics_router(metrics: Metrics) -> Router {
+    let slis = Arc::new(Slis::new());
+    let counted = slis.clone();
+    let ping = get(async move || {
+        counted.pinged();
+        ([NO_SNIFF], "ok")
+    });
     Router::new()
-        .route("/metrics", get(async move || scrape(&metrics)))
-        .route("/healthz", get(async || "ok"))
-        .route("/proxyMode", get(async || PROXY_MODE))
+        .route("/metrics", get(async move |headers| scrape(&headers, metrics.encode())))
+        .route("/metrics/slis", get(async move |headers| scrape(&headers, slis.encode())))
+        .route("/healthz", ping.clone())
+        .route("/healthz/ping", ping)
+        .route("/proxyMode", get(async || ([NO_SNIFF], PROXY_MODE)))
 }
 
-fn scrape(metrics: &Metrics) -> Response {
-    match metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+/// Answers with OpenMetrics text if it is asked for, else with Prometheus' own, as kube-proxy does.
+fn scrape(headers: &HeaderMap, open_metrics: Result<String, std::fmt::Error>) -> Response {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Format::of(accepted);
+    match open_metrics {
+        Ok(text) => {
+            let content_type = [(header::CONTENT_TYPE, format.content_type())];
+            (content_type, format.text(text)).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
@@ -67,7 +82,7 @@ fn scrape(metrics: &Metrics) -> Response {
 pub async fn serve(flag: &'static str, address: SocketAddr, router: Router) {
     let mut is_said = false;
     loop {
-        let result = match TcpListener::bind(address).await {
+        let result = match socket::listen(address) {
             Ok(listener) => {
                 tracing::info!(%address, flag, "listening");
                 is_said = false;
@@ -89,55 +104,4 @@ pub async fn serve(flag: &'static str, address: SocketAddr, router: Router) {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
-
-    use super::*;
-
-    /// The answer to one request to a server on a free loopback port.
-    async fn answer(router: Router, loopback: &str, path: &str) -> String {
-        let listener = TcpListener::bind((loopback, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(axum::serve(listener, router).into_future());
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        server.abort();
-        text
-    }
-
-    #[tokio::test]
-    async fn healthz_answers_with_the_headers_of_kube_proxy_on_both_families() {
-        for loopback in ["127.0.0.1", "::1"] {
-            let health = Arc::new(Health::new(false));
-            let router = health_router(health.clone(), Metrics::new(Vec::new()));
-            let before = answer(router.clone(), loopback, "/healthz").await;
-            assert!(before.starts_with("HTTP/1.1 503 "), "{before}");
-            health.applied();
-            let after = answer(router, loopback, "/healthz").await;
-            assert!(after.starts_with("HTTP/1.1 200 OK\r\n"), "{after}");
-            assert!(after.contains("content-type: application/json\r\n"), "{after}");
-            assert!(after.contains("x-content-type-options: nosniff\r\n"), "{after}");
-            assert!(after.contains("\"lastUpdated\":"), "{after}");
-        }
-    }
-
-    #[tokio::test]
-    async fn the_metrics_server_answers_what_kube_proxys_does() {
-        let router = metrics_router(Metrics::new(Vec::new()));
-        for (path, status, expected) in [
-            ("/healthz", "200 OK", "ok"),
-            ("/proxyMode", "200 OK", "ebpf"),
-            ("/metrics", "200 OK", "lb_agent_build_info"),
-            ("/metrics", "200 OK", "content-type: application/openmetrics-text; version=1.0.0"),
-            ("/nothing", "404 Not Found", ""),
-        ] {
-            let text = answer(router.clone(), "127.0.0.1", path).await;
-            assert!(text.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {text}");
-            assert!(text.contains(expected), "{path}: {text}");
-        }
-    }
-}
+mod tests;

@@ -1,12 +1,14 @@
 //! A restart: what do the maps hold already?
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use lb_common::abi::{
     BackendFlags, BackendIndex, ServiceFlags, ServiceIndex, ServicePointer, SourceSet,
 };
 
+use super::addresses::Addresses;
 use super::alloc::{Indices, Runs};
 use super::entry::Entry;
 use super::layout::run_of;
@@ -40,6 +42,7 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
     let sources = || entries.values().filter_map(|entry| entry.sources.as_ref());
     let sets = sources().map(|sources| sources.set.0).filter(|set| *set != 0).collect();
     let ranges = sources().map(|sources| sources.ranges.len() as u32).sum();
+    let addresses = Addresses::adopt(&store)?;
     let used = |number: fn(&Entry) -> u32| -> BTreeSet<u32> {
         entries.values().map(number).filter(|number| *number != 0).collect()
     };
@@ -48,11 +51,12 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
         records: Indices::new(store.capacity(Table::Records), &used(|entry| entry.record)),
         backends: Indices::new(
             store.capacity(Table::Backends),
-            &entries.values().flat_map(|entry| entry.backends.values().copied()).collect(),
+            &entries.values().flat_map(|entry| entry.backends.iter().copied()).collect(),
         ),
         slots: Runs::new(store.capacity(Table::Slots), entries.values().map(|entry| entry.run)),
         sets: Indices::new(u32::MAX, &sets),
         ranges,
+        addresses,
         retired: Retired::default(),
         unfit: BTreeMap::new(),
         skipped: BTreeMap::new(),
@@ -80,8 +84,8 @@ fn read_entry<S: Store>(store: &S, index: ServiceIndex) -> Entry {
 
 /// Hands each live element of BACKENDS to its Service port.
 fn adopt_backends<S: Store>(store: &mut S, entries: &mut BTreeMap<ServicePortKey, Entry>) {
-    let mut owners: BTreeMap<ServiceIndex, &mut Entry> =
-        entries.values_mut().map(|entry| (entry.index, entry)).collect();
+    let mut owned: BTreeMap<ServiceIndex, BTreeMap<SocketAddr, u32>> =
+        entries.values().map(|entry| (entry.index, BTreeMap::new())).collect();
     for number in 1..store.capacity(Table::Backends) {
         let index = BackendIndex(number);
         let backend = store.backend(index);
@@ -89,14 +93,18 @@ fn adopt_backends<S: Store>(store: &mut S, entries: &mut BTreeMap<ServicePortKey
             continue;
         }
         let address = super::encode::backend_address(&backend);
-        let known = owners
+        let known = owned
             .get_mut(&backend.service)
-            .filter(|entry| !entry.backends.contains_key(&address))
-            .map(|entry| entry.backends.insert(address, number));
+            .filter(|backends| !backends.contains_key(&address))
+            .map(|backends| backends.insert(address, number));
         if known.is_none() {
             store.set_generation(index, backend.generation.wrapping_add(1));
             store.set_backend_flags(index, 0);
         }
+    }
+    for entry in entries.values_mut() {
+        let backends = owned.remove(&entry.index).unwrap_or_default();
+        entry.backends = backends.into_values().collect();
     }
 }
 

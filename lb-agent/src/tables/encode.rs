@@ -88,7 +88,7 @@ pub fn service_port_key(name: &ServiceName) -> Option<ServicePortKey> {
     let (service, port_name) = rest.split_once(':')?;
     Some(ServicePortKey {
         service: ObjectName::new(namespace, service),
-        port_name: port_name.to_owned(),
+        port_name: port_name.into(),
         protocol: protocol(name.protocol)?,
         family: match name.family {
             4 => IpFamily::V4,
@@ -191,7 +191,7 @@ mod tests {
     fn key(namespace: &str, name: &str, port_name: &str) -> ServicePortKey {
         ServicePortKey {
             service: ObjectName::new(namespace, name),
-            port_name: port_name.to_owned(),
+            port_name: port_name.into(),
             protocol: Protocol::Udp,
             family: IpFamily::V6,
         }

@@ -24,8 +24,8 @@ pub struct Entry {
     pub record: u32,
     /// Its slots.
     pub run: Run,
-    /// Its elements of BACKENDS, by address.
-    pub backends: BTreeMap<SocketAddr, u32>,
+    /// Its elements of BACKENDS; their addresses are there.
+    pub backends: Box<[u32]>,
     /// Who may reach its load balancer addresses; `None` for everybody.
     pub sources: Option<Sources>,
 }
@@ -33,7 +33,7 @@ pub struct Entry {
 impl Entry {
     /// A Service port that nothing is known of but its index.
     pub fn new(index: ServiceIndex) -> Self {
-        Self { index, record: 0, run: Run::default(), backends: BTreeMap::new(), sources: None }
+        Self { index, record: 0, run: Run::default(), backends: Box::default(), sources: None }
     }
 }
 
@@ -102,6 +102,15 @@ impl From<StoreError> for Problem {
     }
 }
 
+/// Elements of BACKENDS of one Service port while it is being written.
+type ByAddress = BTreeMap<SocketAddr, u32>;
+
+/// The elements as the table has them: a copy of the addresses would be as large as the plan.
+fn by_address<S: Store>(store: &S, entry: &Entry) -> ByAddress {
+    let address = |index| encode::backend_address(&store.backend(BackendIndex(index)));
+    entry.backends.iter().map(|&index| (address(index), index)).collect()
+}
+
 /// Writes `plan`. When it doesn't fit, what was there before stays as it was.
 pub fn write<S: Store>(
     tables: &mut Tables<S>,
@@ -114,17 +123,19 @@ pub fn write<S: Store>(
     };
     let admitted = sources::settle(tables, &mut entry, plan);
     let elements = elements(plan);
+    let mut backends = by_address(&tables.store, &entry);
     let mut added = Vec::new();
-    let written = add_backends(tables, &mut entry, &elements, &mut added)
-        .and_then(|()| publish(tables, &mut entry, plan));
+    let written = add_backends(tables, entry.index, &mut backends, &elements, &mut added)
+        .and_then(|()| publish(tables, &mut entry, &backends, plan));
     match &written {
-        Ok(()) => settle_backends(tables, &mut entry, &elements),
-        Err(_) => give_back(tables, &mut entry, added),
+        Ok(()) => settle_backends(tables, &mut backends, &elements),
+        Err(_) => give_back(tables, &mut backends, added),
     }
+    entry.backends = backends.into_values().collect();
     if entry.record != 0 {
         tables.entries.insert(key, entry);
     } else {
-        entry.backends.values().for_each(|index| tables.retire_backend(*index));
+        entry.backends.iter().for_each(|index| tables.retire_backend(*index));
         tables.retired.sources.extend(entry.sources);
         tables.store.remove_name(entry.index)?;
         tables.services.give(entry.index.0);
@@ -144,21 +155,20 @@ fn new_entry<S: Store>(tables: &mut Tables<S>, key: &ServicePortKey) -> Result<E
 
 /// Gives back what a failed write took, so that a full table costs nobody else. Never published:
 /// no flow knows these elements.
-fn give_back<S: Store>(tables: &mut Tables<S>, entry: &mut Entry, added: Vec<SocketAddr>) {
-    for index in added.iter().filter_map(|address| entry.backends.remove(address)) {
+fn give_back<S: Store>(tables: &mut Tables<S>, backends: &mut ByAddress, added: Vec<SocketAddr>) {
+    for index in added.iter().filter_map(|address| backends.remove(address)) {
         tables.store.set_backend_flags(BackendIndex(index), 0);
         tables.backends.give(index);
     }
 }
 
-/// The flags of every endpoint's element of BACKENDS. Serving endpoints are all there are; the lists
-/// are looked through as well, so that no plan can name a backend without an element.
+/// The flags of every endpoint's element of BACKENDS.
 fn elements(plan: &ServicePortPlan) -> BTreeMap<SocketAddr, u16> {
     let mut elements = BTreeMap::new();
     for (backends, list) in [
-        (&plan.serving, 0),
-        (&plan.cluster, BackendFlags::IN_CLUSTER),
-        (&plan.local, BackendFlags::IN_LOCAL),
+        (plan.endpoints.serving(), 0),
+        (plan.endpoints.cluster(), BackendFlags::IN_CLUSTER),
+        (plan.endpoints.local(), BackendFlags::IN_LOCAL),
     ] {
         for backend in backends {
             let flags = encode::backend_flags(backend.placement);
@@ -172,13 +182,14 @@ fn elements(plan: &ServicePortPlan) -> BTreeMap<SocketAddr, u16> {
 /// be sent to what the current record lists as long as it is current.
 fn add_backends<S: Store>(
     tables: &mut Tables<S>,
-    entry: &mut Entry,
+    service: ServiceIndex,
+    backends: &mut ByAddress,
     elements: &BTreeMap<SocketAddr, u16>,
     added: &mut Vec<SocketAddr>,
 ) -> Result<(), Problem> {
     const LISTS: u16 = BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
     for (address, flags) in elements {
-        if let Some(index) = entry.backends.get(address) {
+        if let Some(index) = backends.get(address) {
             let index = BackendIndex(*index);
             let listed = tables.store.backend(index).flags & LISTS;
             set_flags(tables, index, flags | listed);
@@ -186,9 +197,9 @@ fn add_backends<S: Store>(
         }
         let index = tables.backends.take().ok_or(Problem::Full(Full::Backends))?;
         let generation = tables.store.backend(BackendIndex(index)).generation;
-        let element = encode::backend(*address, *flags, entry.index, generation);
+        let element = encode::backend(*address, *flags, service, generation);
         tables.store.set_backend(BackendIndex(index), &element);
-        entry.backends.insert(*address, index);
+        backends.insert(*address, index);
         added.push(*address);
     }
     Ok(())
@@ -205,10 +216,10 @@ fn set_flags<S: Store>(tables: &mut Tables<S>, index: BackendIndex, flags: u16) 
 fn publish<S: Store>(
     tables: &mut Tables<S>,
     entry: &mut Entry,
+    backends: &ByAddress,
     plan: &ServicePortPlan,
 ) -> Result<(), Problem> {
-    let layout =
-        Layout::new(plan, Hashing::of(plan), |address| entry.backends.get(address).copied());
+    let layout = Layout::new(plan, Hashing::of(plan), |address| backends.get(address).copied());
     let sources = entry.sources.as_ref().map_or(SourceSet(0), |sources| sources.set);
     let unchanged =
         entry.record != 0 && tables.store.slots(entry.run.offset, entry.run.len) == layout.slots;
@@ -222,7 +233,7 @@ fn publish<S: Store>(
         return Ok(());
     }
     let number = tables.records.take().ok_or(Problem::Full(Full::Services))?;
-    let Some((layout, run)) = place(tables, entry, plan, layout) else {
+    let Some((layout, run)) = place(tables, backends, plan, layout) else {
         tables.records.give(number);
         return Err(Problem::Full(Full::Slots));
     };
@@ -240,7 +251,7 @@ fn publish<S: Store>(
 /// Service that doesn't work.
 fn place<S: Store>(
     tables: &mut Tables<S>,
-    entry: &Entry,
+    backends: &ByAddress,
     plan: &ServicePortPlan,
     layout: Layout,
 ) -> Option<(Layout, Run)> {
@@ -249,7 +260,7 @@ fn place<S: Store>(
     if !crowded && let Some(run) = tables.slots.take(len) {
         return Some((layout, run));
     }
-    let plain = Layout::new(plan, Hashing::List, |address| entry.backends.get(address).copied());
+    let plain = Layout::new(plan, Hashing::List, |address| backends.get(address).copied());
     let run = tables.slots.take(plain.slots.len() as u32)?;
     Some((plain, run))
 }
@@ -274,10 +285,10 @@ pub(super) fn make_current<S: Store>(
 /// client of that list any more.
 fn settle_backends<S: Store>(
     tables: &mut Tables<S>,
-    entry: &mut Entry,
+    backends: &mut ByAddress,
     elements: &BTreeMap<SocketAddr, u16>,
 ) {
-    entry.backends.retain(|address, index| match elements.get(address) {
+    backends.retain(|address, index| match elements.get(address) {
         Some(flags) => {
             set_flags(tables, BackendIndex(*index), *flags);
             true

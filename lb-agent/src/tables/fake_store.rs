@@ -65,7 +65,7 @@ impl Store for FakeStore {
             Table::Slots => self.slots.len(),
             Table::Backends => self.backends.len(),
             Table::SourceRanges => self.source_ranges_capacity,
-            Table::NodeAddresses | Table::Devices => 1 << 10,
+            Table::Addresses | Table::Devices => 1 << 10,
         };
         u32::try_from(len).unwrap()
     }
@@ -147,15 +147,15 @@ impl Store for FakeStore {
         self.names.remove(&service);
         Ok(())
     }
-    fn node_addresses(&self) -> Result<Vec<(Address, u32)>, StoreError> {
+    fn addresses(&self) -> Result<Vec<(Address, u32)>, StoreError> {
         Ok(self.addresses.iter().map(|(k, v)| (*k, *v)).collect())
     }
-    fn set_node_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError> {
+    fn set_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError> {
         self.writes += 1;
         self.addresses.insert(*address, flags);
         Ok(())
     }
-    fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError> {
+    fn remove_address(&mut self, address: &Address) -> Result<(), StoreError> {
         self.writes += 1;
         self.addresses.remove(address);
         Ok(())

@@ -49,20 +49,19 @@ impl Layout {
     ) -> Self {
         let mut layout = Self::default();
         let indices = |backends: &[Backend]| -> Vec<u32> {
-            backends.iter().filter_map(|backend| index(&backend.address)).collect()
+            backends.iter().map(|backend| index(&backend.address).unwrap_or(0)).collect()
         };
-        layout.cluster = layout.append(indices(&plan.cluster));
-        // Policy Local is a shorter look at the same slots whenever it can be.
-        layout.local = if plan.cluster.starts_with(&plan.local) {
-            Region { offset: 0, len: plan.local.len() as u32 }
-        } else {
-            layout.append(indices(&plan.local))
-        };
+        // Both lists are looks at the same slots.
+        let (cluster, local) = (plan.endpoints.cluster(), plan.endpoints.local());
+        let chosen = layout.append(indices(plan.endpoints.chosen()));
+        layout.local = Region { offset: 0, len: local.len() as u32 };
+        layout.cluster =
+            Region { offset: chosen.len - cluster.len() as u32, len: cluster.len() as u32 };
         match hashing {
             Hashing::Tables => {
-                layout.cluster_maglev = layout.append(table(&plan.cluster, &index));
+                layout.cluster_maglev = layout.append(table(cluster, &index));
                 if plan.external_local {
-                    layout.local_maglev = layout.append(table(&plan.local, &index));
+                    layout.local_maglev = layout.append(table(local, &index));
                 }
             }
             Hashing::List => {}

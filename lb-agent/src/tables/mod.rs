@@ -5,6 +5,7 @@
 //! before break. What was published is never written again before every program run that could
 //! see it has ended ([`Store::barrier`]).
 
+mod addresses;
 mod adopt;
 pub mod alloc;
 pub mod encode;
@@ -19,15 +20,15 @@ mod fake_store;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use lb_common::abi::{
-    Address, ClientAddresses, Frontend, NodeAddressFlags, ServiceIndex, ServicePointer,
-};
+use lb_common::abi::{ClientAddresses, Frontend, ServiceIndex, ServicePointer};
 
 use crate::node::facts::{self, NodeFacts};
 use crate::plan::desired::{
     Delta, Desired, FrontendAddress, FrontendKind, ServicePortKey, ServicePortPlan,
 };
+use addresses::Addresses;
 use alloc::{Indices, Run, Runs};
 use entry::{Entry, Problem};
 use sources::Sources;
@@ -46,6 +47,7 @@ pub struct Tables<S> {
     sets: Indices,
     /// Entries of SOURCE_RANGES.
     ranges: u32,
+    addresses: Addresses,
     retired: Retired,
     unfit: BTreeMap<ServicePortKey, Unfit>,
     /// Frontends that the map had no room for, or whose Service port is not there.
@@ -56,7 +58,7 @@ pub struct Tables<S> {
 #[derive(Debug)]
 struct Unfit {
     reason: String,
-    plan: ServicePortPlan,
+    plan: Arc<ServicePortPlan>,
 }
 
 /// Unpublished, but perhaps still being read.
@@ -119,7 +121,8 @@ impl<S: Store> Tables<S> {
         for (address, holder) in &desired.frontends {
             delta.frontends.insert(*address, Some(holder.clone()));
         }
-        self.apply(&delta)
+        self.apply(&delta)?;
+        self.addresses.settle(&mut self.store)
     }
 
     /// Applies one change. What does not fit is remembered ([`unfit`](Self::unfit)); an error means
@@ -128,6 +131,7 @@ impl<S: Store> Tables<S> {
         for (address, holder) in &delta.frontends {
             if holder.is_none() {
                 self.skipped.remove(address);
+                self.addresses.set_cluster_ip(&mut self.store, address, false)?;
                 self.store.remove_frontend(&encode::frontend_key(address))?;
             }
         }
@@ -139,6 +143,8 @@ impl<S: Store> Tables<S> {
         for (address, holder) in &delta.frontends {
             if let Some((key, kind)) = holder {
                 self.write_frontend(address, key, *kind)?;
+                let is_cluster_ip = *kind == FrontendKind::ClusterIp;
+                self.addresses.set_cluster_ip(&mut self.store, address, is_cluster_ip)?;
             }
         }
         for (key, plan) in &delta.ports {
@@ -168,23 +174,7 @@ impl<S: Store> Tables<S> {
         facts: &NodeFacts,
         xdp: impl Fn(u32) -> bool,
     ) -> Result<(), StoreError> {
-        let addresses: BTreeMap<Address, u32> = facts
-            .addresses
-            .iter()
-            .map(|(address, serves)| {
-                let flags = if *serves { NodeAddressFlags::NODE_PORTS } else { 0 };
-                (Address::from(*address), flags)
-            })
-            .collect();
-        let present: BTreeMap<_, _> = self.store.node_addresses()?.into_iter().collect();
-        for (address, flags) in &addresses {
-            if present.get(address) != Some(flags) {
-                self.store.set_node_address(address, *flags)?;
-            }
-        }
-        for address in present.keys().filter(|address| !addresses.contains_key(address)) {
-            self.store.remove_node_address(address)?;
-        }
+        self.addresses.set_node(&mut self.store, &facts.addresses)?;
         let present: BTreeMap<_, _> = self.store.devices()?.into_iter().collect();
         for (index, device) in &facts.devices {
             let value = encode::device(device, xdp(*index));
@@ -249,7 +239,7 @@ impl<S: Store> Tables<S> {
     fn write_port(
         &mut self,
         key: &ServicePortKey,
-        plan: &ServicePortPlan,
+        plan: &Arc<ServicePortPlan>,
     ) -> Result<(), StoreError> {
         let mut result = entry::write(self, key, plan);
         if matches!(result, Err(Problem::Full(_))) && !self.retired.is_empty() {
@@ -304,7 +294,7 @@ impl<S: Store> Tables<S> {
         };
         self.store.publish(entry.index, ServicePointer::default());
         self.store.remove_name(entry.index)?;
-        for index in entry.backends.values() {
+        for index in &entry.backends {
             self.retire_backend(*index);
         }
         self.retire_record(&entry);

@@ -23,8 +23,8 @@ pub enum Table {
     Backends,
     /// SOURCE_RANGES, entries.
     SourceRanges,
-    /// NODE_ADDRESSES, entries.
-    NodeAddresses,
+    /// ADDRESSES, entries.
+    Addresses,
     /// DEVICES, entries.
     Devices,
 }
@@ -89,12 +89,12 @@ pub trait Store {
     fn set_name(&mut self, service: ServiceIndex, name: &ServiceName) -> Result<(), StoreError>;
     /// Removes an entry; gone already is fine.
     fn remove_name(&mut self, service: ServiceIndex) -> Result<(), StoreError>;
-    /// All of NODE_ADDRESSES.
-    fn node_addresses(&self) -> Result<Vec<(Address, u32)>, StoreError>;
-    /// Writes an entry of NODE_ADDRESSES.
-    fn set_node_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError>;
+    /// All of ADDRESSES.
+    fn addresses(&self) -> Result<Vec<(Address, u32)>, StoreError>;
+    /// Writes an entry of ADDRESSES.
+    fn set_address(&mut self, address: &Address, flags: u32) -> Result<(), StoreError>;
     /// Removes an entry; gone already is fine.
-    fn remove_node_address(&mut self, address: &Address) -> Result<(), StoreError>;
+    fn remove_address(&mut self, address: &Address) -> Result<(), StoreError>;
     /// All of CLIENTS.
     fn clients(&self) -> Result<Vec<(u64, ClientAddresses)>, StoreError>;
     /// Writes an entry of CLIENTS.

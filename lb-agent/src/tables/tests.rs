@@ -1,21 +1,23 @@
 //! What the maps hold after a plan, and that nothing published is ever written.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use lb_common::abi::{
-    BackendFlags, FrontendKey, ServiceFlags, ServicePointer, ServiceRecord, SourceSet,
+    Address, AddressFlags, BackendFlags, FrontendKey, ServiceFlags, ServicePointer, ServiceRecord,
+    SourceSet,
 };
 use proptest::prelude::*;
 
 use super::fake_store::FakeStore;
 use super::*;
 use crate::cluster::snapshot::{IpFamily, ObjectName, Protocol};
-use crate::plan::desired::{Backend, Placement};
+use crate::plan::desired::{Backend, Endpoints, Placement, Takes};
 
 fn key(name: &str) -> ServicePortKey {
     ServicePortKey {
         service: ObjectName::new("default", name),
-        port_name: "http".to_owned(),
+        port_name: "http".into(),
         protocol: Protocol::Tcp,
         family: IpFamily::V4,
     }
@@ -29,14 +31,18 @@ fn backend(last: u8, placement: Placement) -> Backend {
     Backend { address: (IpAddr::from([10, 244, 1, last]), 8080).into(), placement }
 }
 
+/// All of these for Cluster policy, some for Local policy too.
+fn endpoints(backends: Vec<Backend>, local: impl Fn(&Backend) -> bool) -> Endpoints {
+    let takes = |backend: &Backend| Takes { cluster: true, local: local(backend) };
+    Endpoints::new(backends.into_iter().map(|backend| (backend, takes(&backend))))
+}
+
 fn plan(kind: FrontendKind, last: u8, backends: &[u8]) -> ServicePortPlan {
     let backends: Vec<Backend> = backends.iter().map(|b| backend(*b, Placement::Remote)).collect();
     ServicePortPlan {
         frontends: BTreeMap::from([(frontend(last), kind)]),
-        cluster: backends.clone(),
-        local: Vec::new(),
-        serving: backends.clone(),
         has_endpoints: !backends.is_empty(),
+        endpoints: endpoints(backends, |_| false),
         internal_local: false,
         external_local: false,
         affinity_timeout: None,
@@ -50,7 +56,7 @@ fn desired(services: &[(u8, FrontendKind, Vec<u8>)]) -> Desired {
     let mut desired = Desired::default();
     for (number, kind, backends) in services {
         let key = key(&format!("s{number}"));
-        desired.ports.insert(key.clone(), plan(*kind, *number, backends));
+        desired.ports.insert(key.clone(), plan(*kind, *number, backends).into());
         desired.frontends.insert(frontend(*number), (key, *kind));
     }
     desired
@@ -134,8 +140,9 @@ fn hash_tables_leave_half_of_the_slots_to_plain_lists() {
 #[test]
 fn local_endpoints_are_a_prefix_of_the_same_slots() {
     let mut desired = desired(&[(1, FrontendKind::ClusterIp, vec![1, 2, 3])]);
-    let plan = desired.ports.get_mut(&key("s1")).unwrap();
-    plan.local = plan.cluster[..2].to_vec();
+    let plan = Arc::make_mut(desired.ports.get_mut(&key("s1")).unwrap());
+    let backends = plan.endpoints.serving().to_vec();
+    plan.endpoints = endpoints(backends, |one| *one != backend(3, Placement::Remote));
     let tables = applied(FakeStore::new(16, 16, 64), &desired);
     let record = tables.store().records[1];
     assert_eq!((record.cluster.offset, record.cluster.len), (record.local.offset, 3));
@@ -185,10 +192,11 @@ fn lists(store: &FakeStore) -> BTreeMap<u8, (bool, bool)> {
 fn an_endpoint_says_which_lists_it_is_in_from_before_it_is_published_until_it_leaves_them() {
     let mut desired = desired(&[(1, FrontendKind::ClusterIp, vec![1, 2, 3])]);
     let with = |desired: &mut Desired, cluster: &[u8], local: &[u8]| {
-        let all = |list: &[u8]| list.iter().map(|b| backend(*b, Placement::Local)).collect();
-        let plan = desired.ports.get_mut(&key("s1")).unwrap();
-        (plan.cluster, plan.local) = (all(cluster), all(local));
-        plan.serving = all(&[1, 2, 3]);
+        let plan = Arc::make_mut(desired.ports.get_mut(&key("s1")).unwrap());
+        plan.endpoints = Endpoints::new([1, 2, 3].map(|last| {
+            let takes = Takes { cluster: cluster.contains(&last), local: local.contains(&last) };
+            (backend(last, Placement::Local), takes)
+        }));
     };
     with(&mut desired, &[1, 2], &[2]);
     let mut tables = applied(FakeStore::new(16, 16, 64), &desired);
@@ -315,7 +323,7 @@ fn what_an_interrupted_run_left_without_a_name_is_free_again() {
 /// A Service port with a load balancer's address that admits these ranges.
 fn restricted(number: u8, ranges: &[&str]) -> Desired {
     let mut desired = desired(&[(number, FrontendKind::LoadBalancer, vec![1])]);
-    let plan = desired.ports.get_mut(&key(&format!("s{number}"))).unwrap();
+    let plan = Arc::make_mut(desired.ports.get_mut(&key(&format!("s{number}"))).unwrap());
     plan.source_ranges = Some(ranges.iter().map(|range| range.parse().unwrap()).collect())
         .filter(|ranges: &Vec<_>| !ranges.is_empty());
     desired
@@ -390,9 +398,9 @@ fn ranges_that_do_not_fit_close_the_address_and_nothing_else_of_the_service() {
             tables.reconcile(&before).unwrap();
         }
         let mut after = restricted(1, &many);
-        let plan = after.ports.get_mut(&key("s1")).unwrap();
-        plan.cluster.push(backend(2, Placement::Remote));
-        plan.serving.push(backend(2, Placement::Remote));
+        let plan = Arc::make_mut(after.ports.get_mut(&key("s1")).unwrap());
+        let two = [1, 2].map(|last| backend(last, Placement::Remote));
+        plan.endpoints = endpoints(two.into(), |_| false);
         tables.reconcile(&after).unwrap();
         let unfit: Vec<_> = tables.unfit().map(|(key, why)| format!("{key}: {why}")).collect();
         assert_eq!(unfit.len(), 1, "{unfit:?}");
@@ -417,8 +425,9 @@ fn ranges_that_do_not_fit_close_the_address_and_nothing_else_of_the_service() {
 fn new_ranges_hold_even_when_the_endpoints_of_the_same_plan_do_not_fit() {
     let mut tables = applied(FakeStore::new(16, 3, 4096), &restricted(1, &[]));
     let mut grown = restricted(1, &["10.0.0.0/8"]);
-    let plan = grown.ports.get_mut(&key("s1")).unwrap();
-    plan.serving.extend((2..6).map(|last| backend(last, Placement::Remote)));
+    let plan = Arc::make_mut(grown.ports.get_mut(&key("s1")).unwrap());
+    let many = (1..6).map(|last| backend(last, Placement::Remote)).collect();
+    plan.endpoints = endpoints(many, |_| false);
     tables.reconcile(&grown).unwrap();
     assert_eq!(tables.unfit().count(), 1);
     assert_eq!(admitted(tables.store(), 1), texts(&["10.0.0.0/8"]));
@@ -444,7 +453,7 @@ fn states() -> impl Strategy<Value = Desired> {
             .collect();
         let mut desired = desired(&list);
         for (number, (_, _, ranges)) in services {
-            let plan = desired.ports.get_mut(&key(&format!("s{number}"))).unwrap();
+            let plan = Arc::make_mut(desired.ports.get_mut(&key(&format!("s{number}"))).unwrap());
             let nets = ranges.iter().map(|n| format!("10.{n}.0.0/16").parse().unwrap()).collect();
             plan.source_ranges = Some(nets).filter(|nets: &Vec<_>| !nets.is_empty());
         }
@@ -476,4 +485,37 @@ proptest! {
         let used = |t: &Tables<FakeStore>| t.fill().iter().map(|(_, used, _)| *used).collect::<Vec<_>>();
         prop_assert_eq!(used(&tables), used(&fresh), "nothing leaks");
     }
+}
+
+#[test]
+fn cluster_ips_are_marked_as_such_beside_the_nodes_own_addresses() {
+    let flags = |tables: &Tables<FakeStore>| -> Vec<(String, u32)> {
+        let addresses = tables.store().addresses.iter();
+        addresses.map(|(address, flags)| (IpAddr::from(*address).to_string(), *flags)).collect()
+    };
+    let (first, second) = (frontend(1).address.to_string(), frontend(2).address.to_string());
+    let both = [(1, FrontendKind::ClusterIp, vec![1]), (2, FrontendKind::ExternalIp, vec![1])];
+    let mut tables = applied(FakeStore::new(16, 16, 64), &desired(&both));
+    assert_eq!(flags(&tables), [(first.clone(), AddressFlags::CLUSTER_IP)]);
+
+    // The node has both addresses as its own, and serves NodePorts on one.
+    let own = [(frontend(1).address, false), (frontend(2).address, true)];
+    let facts = NodeFacts { addresses: own.into(), ..NodeFacts::default() };
+    tables.set_node(&facts, |_| false).unwrap();
+    let node_ports = AddressFlags::NODE | AddressFlags::NODE_PORTS;
+    let one = AddressFlags::NODE | AddressFlags::CLUSTER_IP;
+    assert_eq!(flags(&tables), [(first.clone(), one), (second.clone(), node_ports)]);
+
+    // A restart that finds the first Service gone keeps what is the node's.
+    let only = desired(&[(2, FrontendKind::ClusterIp, vec![1])]);
+    let mut tables = applied(tables.into_store(), &only);
+    let three = node_ports | AddressFlags::CLUSTER_IP;
+    assert_eq!(flags(&tables), [(first, AddressFlags::NODE), (second.clone(), three)]);
+    tables.set_node(&NodeFacts::default(), |_| false).unwrap();
+    assert_eq!(flags(&tables), [(second, AddressFlags::CLUSTER_IP)]);
+
+    // The last port of an address takes its mark along.
+    let gone = Delta { frontends: [(frontend(2), None)].into(), ..Delta::default() };
+    tables.apply(&gone).unwrap();
+    assert!(flags(&tables).is_empty());
 }

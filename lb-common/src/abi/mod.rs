@@ -24,14 +24,14 @@ pub use client::ClientAddresses;
 pub use config::Config;
 pub use flow::{Flow, FlowFlags, FlowKey};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
-pub use node::{Device, DeviceFlags, NodeAddressFlags};
+pub use node::{AddressFlags, Device, DeviceFlags};
 pub use service::{Region, ServiceFlags, ServiceIndex, ServiceName, ServicePointer, ServiceRecord};
-pub use socket::{ConnectedPeer, PeerKey, PeerValue, ReverseKey, ReverseValue};
+pub use socket::{PeerKey, PeerValue, ReverseKey, ReverseValue};
 pub use source::{SourceRange, SourceSet};
 pub use stats::DropKey;
 
 /// Version of the layouts below; part of the pin path (`…/lb/v<VERSION>/`).
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Names of the maps, as the object declares them and as they are pinned.
 pub mod map {
@@ -47,8 +47,8 @@ pub mod map {
     pub const BACKENDS: &str = "BACKENDS";
     /// Hash `u32` service index → [`super::ServiceName`].
     pub const NAMES: &str = "NAMES";
-    /// Hash [`super::Address`] → `u32` [`super::NodeAddressFlags`].
-    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+    /// Hash [`super::Address`] → `u32` [`super::AddressFlags`]: the node's own addresses and ClusterIPs.
+    pub const ADDRESSES: &str = "ADDRESSES";
     /// Hash `u64` network namespace cookie → [`super::ClientAddresses`].
     pub const CLIENTS: &str = "CLIENTS";
     /// LRU hash [`super::AffinityKey`] → [`super::AffinityValue`].
@@ -65,8 +65,6 @@ pub mod map {
     pub const PEERS: &str = "PEERS";
     /// LRU hash [`super::ReverseKey`] → [`super::ReverseValue`].
     pub const REVERSE: &str = "REVERSE";
-    /// Socket storage of [`super::ConnectedPeer`].
-    pub const CONNECTED: &str = "CONNECTED";
     /// LRU hash [`crate::packet::FragmentKey`]`<V4>` → [`crate::wire::transport::Ports`].
     pub const FRAGMENTS4: &str = "FRAGMENTS4";
     /// LRU hash [`crate::packet::FragmentKey`]`<V6>` → [`crate::wire::transport::Ports`].

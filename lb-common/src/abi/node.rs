@@ -1,15 +1,20 @@
-//! NODE_ADDRESSES and DEVICES: what the datapath knows of its own node.
+//! ADDRESSES and DEVICES: whose an address is, and the node's own devices.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::Address;
 
-/// Bits of the value of NODE_ADDRESSES.
-pub struct NodeAddressFlags;
+/// Bits of the value of ADDRESSES.
+pub struct AddressFlags;
 
-impl NodeAddressFlags {
+impl AddressFlags {
     /// NodePorts are served on this address (`--nodeport-addresses`).
     pub const NODE_PORTS: u32 = 1;
+    /// An address of the node itself.
+    pub const NODE: u32 = 1 << 1;
+    /// The ClusterIP of a Service: on ports that no Service has there, connections are refused
+    /// (kube-proxy, nftables/proxier.go, chain `cluster-ips-check`).
+    pub const CLUSTER_IP: u32 = 1 << 2;
 }
 
 /// Value of DEVICES: a device on which packets enter from outside or from other nodes.

@@ -1,27 +1,9 @@
-//! CONNECTED, PEERS and REVERSE: what sockets were told and where they really talk to.
+//! PEERS and REVERSE: what sockets were told and where they really talk to.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::{Address, BackendIndex};
 use crate::bytes::Be16;
-
-/// Socket storage of a socket that `connect` translated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C, align(4))]
-pub struct ConnectedPeer {
-    /// The address that the application named.
-    pub frontend: Address,
-    /// The address that the kernel connected to.
-    pub backend: Address,
-    /// The port that the application named.
-    pub frontend_port: Be16,
-    /// The port that the kernel connected to.
-    pub backend_port: Be16,
-    /// The chosen backend.
-    pub index: BackendIndex,
-    /// Its generation when it was chosen.
-    pub generation: u32,
-}
 
 /// Key of PEERS: an unconnected UDP socket and the frontend that it sends to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -63,7 +45,8 @@ pub struct ReverseKey {
     pub pad: [u8; 6],
 }
 
-/// Value of REVERSE: the frontend that the application sent to.
+/// Value of REVERSE: the frontend that the application connected or sent to, and the backend that was chosen for
+/// it. When the backend's generation is another one by now, the endpoint has left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(4))]
 pub struct ReverseValue {
@@ -73,12 +56,15 @@ pub struct ReverseValue {
     pub port: Be16,
     /// Always zero.
     pub pad: [u8; 2],
+    /// The chosen backend.
+    pub backend: BackendIndex,
+    /// Its generation when it was chosen.
+    pub generation: u32,
 }
 
 const _: () = {
-    assert!(size_of::<ConnectedPeer>() == 44);
     assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 8);
     assert!(size_of::<PeerValue>() == 12);
     assert!(size_of::<ReverseKey>() == 32 && align_of::<ReverseKey>() == 8);
-    assert!(size_of::<ReverseValue>() == 20);
+    assert!(size_of::<ReverseValue>() == 28);
 };

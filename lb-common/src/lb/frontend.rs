@@ -1,6 +1,6 @@
 //! Which Service a destination belongs to.
 
-use crate::abi::{Address, Frontend, FrontendKey, FrontendKind, NodeAddressFlags, ServiceIndex};
+use crate::abi::{Address, AddressFlags, Frontend, FrontendKey, FrontendKind, ServiceIndex};
 use crate::bytes::Be16;
 use crate::env::Tables;
 
@@ -24,13 +24,24 @@ pub struct Found {
     pub kind: FrontendKind,
 }
 
+/// Whose a destination is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// A Service's.
+    Service(Found),
+    /// A port that no Service has on an address that is a ClusterIP.
+    UnknownPort,
+    /// Nobody's that we know.
+    NotOurs,
+}
+
 /// Looks a destination up: exact addresses first, then NodePorts on the node's own addresses
 /// (kube-proxy's order, nftables/proxier.go, "nodeports are checked last").
 ///
-/// `own` says whether the address counts as the node's own beyond NODE_ADDRESSES (loopback, for
+/// `own` says whether the address counts as the node's own beyond ADDRESSES (loopback, for
 /// sockets of the node itself).
 #[inline(always)]
-pub fn find<T: Tables>(tables: &T, destination: &Destination, own: bool) -> Option<Found> {
+pub fn find<T: Tables>(tables: &T, destination: &Destination, own: bool) -> Lookup {
     let mut key = FrontendKey {
         address: destination.address,
         port: destination.port,
@@ -45,19 +56,22 @@ pub fn find<T: Tables>(tables: &T, destination: &Destination, own: bool) -> Opti
     {
         return found(frontend);
     }
-    let serves_node_ports = own
-        || tables
-            .node_address(&destination.address)
-            .is_some_and(|flags| flags & NodeAddressFlags::NODE_PORTS != 0);
-    if !serves_node_ports {
-        return None;
+    let flags = tables.address_flags(&destination.address);
+    if own || flags & AddressFlags::NODE_PORTS != 0 {
+        key.address = wildcard;
+        if let Some(frontend) = tables.frontend(&key) {
+            return found(frontend);
+        }
     }
-    key.address = wildcard;
-    tables.frontend(&key).and_then(found)
+    // A node that has a ClusterIP on one of its devices (a DNS cache does that) serves it itself.
+    const ROLES: u32 = AddressFlags::CLUSTER_IP | AddressFlags::NODE;
+    if flags & ROLES == AddressFlags::CLUSTER_IP { Lookup::UnknownPort } else { Lookup::NotOurs }
 }
 
 #[inline(always)]
-fn found(frontend: Frontend) -> Option<Found> {
-    let kind = FrontendKind::from_number(frontend.kind)?;
-    Some(Found { service: frontend.service, kind })
+fn found(frontend: Frontend) -> Lookup {
+    match FrontendKind::from_number(frontend.kind) {
+        Some(kind) => Lookup::Service(Found { service: frontend.service, kind }),
+        None => Lookup::NotOurs,
+    }
 }

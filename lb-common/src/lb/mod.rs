@@ -40,6 +40,8 @@ pub enum Verdict {
     Forward,
     /// The sender gets the ICMP error [`Work::answer`]; the packet itself is untouched so far.
     Answer,
+    /// The sender gets a TCP reset; the packet itself is untouched so far.
+    Reset,
     /// Dropped and counted.
     Drop,
 }

@@ -1,16 +1,17 @@
 //! The first packet of a flow: `frontend → policy → select → claim`.
 
-use super::frontend::{self, Destination, Found};
+use super::frontend::{self, Destination, Found, Lookup};
 use super::policy::{self, Allowed, Candidates, Client};
 use super::snat::{self, Source};
 use super::{
     Answer, DropReason, Side, Verdict, affinity, carry, drop_packet, flow, select, source,
 };
-use crate::abi::{AffinityKey, BackendFlags, BackendIndex, Device, Flow, FlowFlags};
+use crate::abi::{AffinityKey, BackendFlags, BackendIndex, Device, Flow, FlowFlags, ServiceIndex};
 use crate::bytes::Be16;
 use crate::env::{Env, Route, RouteQuery};
 use crate::family::Family;
 use crate::packet::{Packet, ReadHeader, Work};
+use crate::wire::{ip, transport};
 
 /// The endpoint that a flow will use.
 struct Chosen<F: Family> {
@@ -42,9 +43,15 @@ pub fn new_flow<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Ve
         port: packet.tuple.destination_port,
         protocol: packet.protocol(),
     };
-    let Some(found) = frontend::find(env, &destination, false) else {
-        flow::give_way(env, work);
-        return Verdict::Pass;
+    let found = match frontend::find(env, &destination, false) {
+        Lookup::Service(found) => found,
+        Lookup::UnknownPort => {
+            return refuse(env, work, ServiceIndex(0), DropReason::UnknownPort);
+        }
+        Lookup::NotOurs => {
+            flow::give_way(env, work);
+            return Verdict::Pass;
+        }
     };
     let Some(record) = env.record(found.service) else {
         return drop_packet(env, found.service, DropReason::Inconsistent);
@@ -55,14 +62,29 @@ pub fn new_flow<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Ve
     }
     match policy::allowed(record, &found, Client::Outside) {
         Allowed::Endpoints(candidates) => choose_and_carry(env, work, &found, &candidates),
-        Allowed::Refuse => {
-            env.count_drop(found.service, DropReason::NoEndpoints);
-            work.answer = Answer::PortUnreachable;
-            // Not for later fragments: see `tell`.
-            if work.packet.has_transport { Verdict::Answer } else { Verdict::Drop }
-        }
+        Allowed::Refuse => refuse(env, work, found.service, DropReason::NoEndpoints),
         Allowed::Drop => drop_packet(env, found.service, DropReason::NoLocalEndpoint),
     }
+}
+
+/// Counts the reason and tells the sender that nobody listens.
+#[inline(always)]
+fn refuse<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    work: &mut Work<F>,
+    service: ServiceIndex,
+    reason: DropReason,
+) -> Verdict {
+    env.count_drop(service, reason);
+    // Not for later fragments (see `tell`), and no reset for a reset.
+    if !work.packet.has_transport || work.packet.tcp_flags & transport::RST != 0 {
+        return Verdict::Drop;
+    }
+    if work.packet.protocol() == ip::TCP {
+        return Verdict::Reset;
+    }
+    work.answer = Answer::PortUnreachable;
+    Verdict::Answer
 }
 
 #[inline(always)]

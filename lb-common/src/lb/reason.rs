@@ -24,13 +24,15 @@ pub enum DropReason {
     Answer = 9,
     /// The hop limit of a packet that gets no answer (an ICMP error, a later fragment) ran out here.
     HopLimit = 10,
+    /// A port that no Service has on a live ClusterIP: refused.
+    UnknownPort = 11,
     /// A load balancer address whose source ranges don't hold the client: dropped in silence.
-    SourceRange = 11,
+    SourceRange = 12,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoint,
         Self::SnatExhausted,
@@ -41,6 +43,7 @@ impl DropReason {
         Self::Inconsistent,
         Self::Answer,
         Self::HopLimit,
+        Self::UnknownPort,
         Self::SourceRange,
     ];
 
@@ -57,6 +60,7 @@ impl DropReason {
             Self::Inconsistent => "inconsistent",
             Self::Answer => "answer",
             Self::HopLimit => "hop_limit",
+            Self::UnknownPort => "unknown_port",
             Self::SourceRange => "source_range",
         }
     }

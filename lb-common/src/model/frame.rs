@@ -14,6 +14,11 @@ use etherparse::{
 /// Link addresses of every frame: destination, source.
 pub const LINK: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
+/// Sequence number of every segment.
+const SEQUENCE: u32 = 0x0102_0304;
+/// Acknowledgment number of every segment.
+const ACKNOWLEDGED: u32 = 0x0a0b_0c0d;
+
 /// What a packet carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -114,6 +119,32 @@ impl Segment {
         Self { source: self.destination, destination: self.source, transport, ..self.clone() }
     }
 
+    /// The packet of a datapath that refuses this TCP segment with a reset.
+    pub fn reset(&self) -> Vec<u8> {
+        let mut tcp = TcpHeader::new(self.destination.port(), self.source.port(), 0, 0);
+        tcp.rst = true;
+        match self.transport {
+            Transport::Tcp(flags) if flags & 0x10 != 0 => {
+                tcp.sequence_number = ACKNOWLEDGED;
+            }
+            Transport::Tcp(flags) => {
+                let counted = u32::from(flags & 0x02 != 0) + u32::from(flags & 0x01 != 0);
+                tcp.ack = true;
+                tcp.acknowledgment_number = SEQUENCE + self.payload.len() as u32 + counted;
+            }
+            Transport::Udp | Transport::UdpWithoutChecksum => {}
+        }
+        let (from, to) = (self.destination.ip(), self.source.ip());
+        let sum = pseudo_header(from, to, 6, 20).add_slice(&tcp.to_bytes()).ones_complement();
+        tcp.checksum = sum.to_be();
+        let mut packet = match (from, to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => own_header4(from, to, 6, 20),
+            (from, to) => ipv6_header(v6(from), v6(to), 6, 64, 20),
+        };
+        packet.extend_from_slice(&tcp.to_bytes());
+        packet
+    }
+
     /// The frame with its Ethernet header.
     pub fn frame(&self) -> Vec<u8> {
         with_link(self.source.is_ipv4(), &self.packet())
@@ -166,7 +197,8 @@ impl Segment {
         let header = |checksum: u16| -> Vec<u8> {
             match self.transport {
                 Transport::Tcp(flags) => {
-                    let mut tcp = TcpHeader::new(source_port, destination_port, 0x0102_0304, 8192);
+                    let mut tcp = TcpHeader::new(source_port, destination_port, SEQUENCE, 8192);
+                    tcp.acknowledgment_number = ACKNOWLEDGED;
                     tcp.fin = flags & 0x01 != 0;
                     tcp.syn = flags & 0x02 != 0;
                     tcp.rst = flags & 0x04 != 0;
@@ -367,6 +399,21 @@ pub fn with_link(ipv4: bool, packet: &[u8]) -> Vec<u8> {
 pub fn returned(mut frame: Vec<u8>) -> Vec<u8> {
     frame.get_mut(..12).into_iter().for_each(|addresses| addresses.rotate_left(6));
     frame
+}
+
+/// Without identification and "don't fragment", as a datapath writes it that sends the packet itself.
+fn own_header4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: usize) -> Vec<u8> {
+    let mut header = Ipv4Header {
+        total_len: (20 + payload) as u16,
+        dont_fragment: false,
+        time_to_live: 64,
+        protocol: IpNumber(protocol),
+        source: source.octets(),
+        destination: destination.octets(),
+        ..Ipv4Header::default()
+    };
+    header.header_checksum = header.calc_header_checksum();
+    header.to_bytes().to_vec()
 }
 
 fn ipv6_header(

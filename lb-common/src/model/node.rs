@@ -16,14 +16,14 @@ use crate::env::{
     Balance, ChangeOf, ChecksumRule, Env, Frame, InsertError, Route, RouteQuery, Tables,
 };
 use crate::family::Family;
-use crate::lb::answer::{AnswerFormat, header_len};
+use crate::lb::answer::{self, AnswerFormat};
 use crate::lb::{self, Answer, DropReason, Verdict};
 use crate::packet::{FragmentKey, Packet, Work};
 use crate::wire::checksum::{self, Sum};
 use crate::wire::ethernet;
 use crate::wire::icmp;
 use crate::wire::ip;
-use crate::wire::transport::Ports;
+use crate::wire::transport::{self, Ports, TcpHeader};
 
 /// What the hooks differ in.
 pub trait Hook {
@@ -149,7 +149,12 @@ impl<F: AnswerFormat> Node<F> {
         let mut view = View { node: self, bytes: bytes.to_vec(), hook: PhantomData };
         let mut verdict = hook(&mut view, &mut work);
         // An answer is tc's to send; XDP passes the frame on as it is.
-        if verdict == Verdict::Answer && H::FINAL && !view.answer(work.answer) {
+        let sent = match verdict {
+            Verdict::Answer => !H::FINAL || view.answer(work.answer),
+            Verdict::Reset => !H::FINAL || view.reset(&work.packet),
+            Verdict::Pass | Verdict::Deliver | Verdict::Forward | Verdict::Drop => true,
+        };
+        if !sent {
             view.count_drop(ServiceIndex(0), DropReason::Answer);
             verdict = Verdict::Drop;
         }
@@ -174,15 +179,34 @@ impl<F: AnswerFormat, H: Hook> View<'_, F, H> {
         else {
             return false;
         };
-        let (header, icmp_header) = F::headers(answer, destination, source, &quote);
-        let length = l3 + header_len::<F>() + size_of::<F::Quote>() as u32;
-        self.bytes.resize(length as usize, 0);
+        let icmp_header = F::icmp(answer, destination, source, &quote);
+        self.turn_round(destination, source, F::ICMP, answer::error_len::<F>())
+            && self.store(l3 + F::HEADER_LEN, &icmp_header, Balance::Balanced)
+            && self.store(l3 + F::HEADER_LEN + icmp::HEADER_LEN, &quote, Balance::Balanced)
+    }
+
+    /// The frame becomes the reset that refuses it; `false` when it is too short.
+    fn reset(&mut self, packet: &Packet<F>) -> bool {
+        let l4 = packet.transport_offset::<Self>();
+        let Some(segment) = self.load::<TcpHeader>(l4) else {
+            return false;
+        };
+        let headers = l4 - H::IP_OFFSET + u32::from(segment.offset >> 4) * 4;
+        let FlowKey { source, destination, .. } = packet.tuple;
+        let payload = packet.length.saturating_sub(headers);
+        let reset = answer::reset::<F>(destination, source, &segment, payload);
+        self.turn_round(destination, source, ip::TCP, transport::TCP_HEADER_LEN)
+            && self.store(H::IP_OFFSET + F::HEADER_LEN, &reset, Balance::Balanced)
+    }
+
+    /// Makes room for `payload` bytes behind the link and IP headers of an answer.
+    fn turn_round(&mut self, from: F::Addr, to: F::Addr, protocol: u8, payload: u32) -> bool {
+        let l3 = H::IP_OFFSET;
+        self.bytes.resize((l3 + F::HEADER_LEN + payload) as usize, 0);
         if let Some(link) = self.bytes.get_mut(..l3 as usize).filter(|link| !link.is_empty()) {
             link.get_mut(..12).into_iter().for_each(|addresses| addresses.rotate_left(6));
         }
-        self.store(l3, &header, Balance::Balanced)
-            && self.store(l3 + F::HEADER_LEN, &icmp_header, Balance::Balanced)
-            && self.store(l3 + F::HEADER_LEN + icmp::HEADER_LEN, &quote, Balance::Balanced)
+        self.store(l3, &F::header(from, to, protocol, payload as u16), Balance::Balanced)
     }
 }
 
@@ -199,8 +223,8 @@ impl<F: Family, H> Tables for View<'_, F, H> {
     fn backend(&self, index: BackendIndex) -> Option<&Backend> {
         self.node.world.backend(index)
     }
-    fn node_address(&self, address: &Address) -> Option<u32> {
-        self.node.world.node_address(address)
+    fn address_flags(&self, address: &Address) -> u32 {
+        self.node.world.address_flags(address)
     }
     fn source_range(&self, key: &SourceRange) -> bool {
         self.node.world.source_range(key)

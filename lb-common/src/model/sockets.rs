@@ -4,21 +4,23 @@ use std::collections::HashMap;
 
 use super::world::World;
 use crate::abi::{
-    Address, AffinityKey, AffinityValue, Backend, BackendIndex, ClientAddresses, ConnectedPeer,
-    Frontend, FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceIndex,
-    ServiceRecord, SourceRange,
+    Address, AffinityKey, AffinityValue, Backend, BackendIndex, ClientAddresses, Frontend,
+    FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceIndex, ServiceRecord,
+    SourceRange,
 };
+use crate::bytes::Be16;
 use crate::env::Tables;
 use crate::lb::DropReason;
-use crate::lb::socket::SocketEnv;
+use crate::lb::frontend::Destination;
+use crate::lb::socket::{self, SocketEnv, SocketVerdict};
 
 /// One node and what its socket hooks remember.
 #[derive(Clone, Debug, Default)]
 pub struct Sockets {
     /// The Service tables.
     pub world: World,
-    /// CONNECTED by socket cookie.
-    pub connected: HashMap<u64, ConnectedPeer>,
+    /// Where the kernel has connected sockets, by cookie.
+    pub connected: HashMap<u64, (Address, Be16)>,
     /// PEERS.
     pub peers: HashMap<PeerKey, PeerValue>,
     /// REVERSE.
@@ -51,6 +53,20 @@ impl Sockets {
     }
 }
 
+impl Socket<'_> {
+    /// `connect`, with the kernel's part of it.
+    pub fn connect(&mut self, destination: &Destination) -> SocketVerdict {
+        let verdict = socket::connect(self, destination);
+        let peer = match verdict {
+            SocketVerdict::Pass => Some((destination.address, destination.port)),
+            SocketVerdict::Translate(address, port) => Some((address, port)),
+            SocketVerdict::Refuse | SocketVerdict::Unreachable => None,
+        };
+        self.node.connected.extend(peer.map(|peer| (self.cookie, peer)));
+        verdict
+    }
+}
+
 impl Tables for Socket<'_> {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.node.world.frontend(key)
@@ -64,8 +80,8 @@ impl Tables for Socket<'_> {
     fn backend(&self, index: BackendIndex) -> Option<&Backend> {
         self.node.world.backend(index)
     }
-    fn node_address(&self, address: &Address) -> Option<u32> {
-        self.node.world.node_address(address)
+    fn address_flags(&self, address: &Address) -> u32 {
+        self.node.world.address_flags(address)
     }
     fn source_range(&self, key: &SourceRange) -> bool {
         self.node.world.source_range(key)
@@ -103,15 +119,8 @@ impl SocketEnv for Socket<'_> {
     fn client_addresses(&self, namespace: u64) -> Option<ClientAddresses> {
         self.node.world.clients.get(&namespace).copied()
     }
-    fn connected(&self) -> Option<ConnectedPeer> {
+    fn connected_to(&self) -> Option<(Address, Be16)> {
         self.node.connected.get(&self.cookie).copied()
-    }
-    fn set_connected(&mut self, peer: &ConnectedPeer) -> bool {
-        self.node.connected.insert(self.cookie, *peer);
-        true
-    }
-    fn clear_connected(&mut self) {
-        self.node.connected.remove(&self.cookie);
     }
     fn peer(&self, key: &PeerKey) -> Option<PeerValue> {
         self.node.peers.get(key).copied()
@@ -124,5 +133,8 @@ impl SocketEnv for Socket<'_> {
     }
     fn set_reverse(&mut self, key: &ReverseKey, value: &ReverseValue) {
         self.node.reverse.insert(*key, *value);
+    }
+    fn clear_reverse(&mut self, key: &ReverseKey) {
+        self.node.reverse.remove(key);
     }
 }

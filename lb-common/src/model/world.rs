@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use crate::abi::{
-    Address, AffinityKey, AffinityValue, Backend, BackendFlags, BackendIndex, ClientAddresses,
-    Device, DropKey, Frontend, FrontendKey, FrontendKind, NodeAddressFlags, Region, ServiceFlags,
+    Address, AddressFlags, AffinityKey, AffinityValue, Backend, BackendFlags, BackendIndex,
+    ClientAddresses, Device, DropKey, Frontend, FrontendKey, FrontendKind, Region, ServiceFlags,
     ServiceIndex, ServiceRecord, SourceRange, SourceSet,
 };
 use crate::bytes::Be16;
@@ -26,8 +26,8 @@ pub struct World {
     pub slots: Vec<BackendIndex>,
     /// BACKENDS; element 0 is never used.
     pub backends: Vec<Backend>,
-    /// NODE_ADDRESSES.
-    pub node_addresses: BTreeMap<Address, u32>,
+    /// ADDRESSES.
+    pub addresses: BTreeMap<Address, u32>,
     /// CLIENTS by namespace cookie.
     pub clients: BTreeMap<u64, ClientAddresses>,
     /// AFFINITY.
@@ -95,6 +95,10 @@ impl World {
                 frontend_key(*address, service.protocol),
                 Frontend { service: index, kind: *kind as u32 },
             );
+            if *kind == FrontendKind::ClusterIp {
+                let flags = self.addresses.entry(address.ip().into()).or_default();
+                *flags |= AddressFlags::CLUSTER_IP;
+            }
         }
         let of_list = |world: &mut Self, endpoints, list| {
             world.endpoints(index, endpoints, list, service.maglev)
@@ -132,8 +136,8 @@ impl World {
 
     /// Makes `address` the node's own, with NodePorts or without.
     pub fn own(&mut self, address: IpAddr, node_ports: bool) {
-        let flags = if node_ports { NodeAddressFlags::NODE_PORTS } else { 0 };
-        self.node_addresses.insert(address.into(), flags);
+        let node_ports = if node_ports { AddressFlags::NODE_PORTS } else { 0 };
+        *self.addresses.entry(address.into()).or_default() |= AddressFlags::NODE | node_ports;
     }
 
     /// The endpoint left: flows that remember it are stale.
@@ -242,8 +246,8 @@ impl Tables for World {
         self.backends.get(index.0 as usize)
     }
 
-    fn node_address(&self, address: &Address) -> Option<u32> {
-        self.node_addresses.get(address).copied()
+    fn address_flags(&self, address: &Address) -> u32 {
+        self.addresses.get(address).copied().unwrap_or(0)
     }
 
     fn source_range(&self, key: &SourceRange) -> bool {

@@ -14,6 +14,32 @@ pub struct Ports {
     pub destination: Be16,
 }
 
+/// A TCP header without options.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct TcpHeader {
+    /// Ports.
+    pub ports: Ports,
+    /// Sequence number, network byte order.
+    pub sequence: u32,
+    /// Acknowledgment number, network byte order.
+    pub acknowledgment: u32,
+    /// Header length in words of 4 bytes (high four bits).
+    pub offset: u8,
+    /// Flags.
+    pub flags: u8,
+    /// Receive window.
+    pub window: Be16,
+    /// Checksum.
+    pub checksum: Be16,
+    /// Urgent pointer.
+    pub urgent: Be16,
+}
+
+/// Length of [`TcpHeader`], bytes.
+pub const TCP_HEADER_LEN: u32 = 20;
+const _: () = assert!(size_of::<TcpHeader>() == TCP_HEADER_LEN as usize);
+
 /// Offset of the flags byte in a TCP header, bytes.
 pub const TCP_FLAGS_OFFSET: u32 = 13;
 /// Offset of the checksum in a TCP header, bytes.

@@ -1,10 +1,12 @@
 //! Refusals and silences: what a client hears when there is nobody to talk to.
 
-use super::{ACK, OPENERS, drops, external, from_client};
+use super::{ACK, FIN, OPENERS, RST, SYN, drops, external, from_client};
 use lb_common::family::{V4, V6};
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::lb::{DropReason, Verdict};
-use lb_common::model::frame::{Fragment, IcmpError, Problem, Segment, Transport, returned};
+use lb_common::model::frame::{
+    Fragment, IcmpError, Problem, Segment, Transport, returned, with_link,
+};
 use lb_common::model::node::{Tc, TcL3};
 use lb_common::model::scene::{self, Role, at, port};
 
@@ -19,19 +21,77 @@ fn refusal<F: AnswerFormat>(sent: &Segment) -> IcmpError {
     }
 }
 
+/// What refuses a packet: a reset for TCP, port unreachable for others.
+fn refused<F: AnswerFormat>(sent: &Segment) -> (Verdict, Vec<u8>) {
+    match sent.transport {
+        Transport::Tcp(_) => (Verdict::Reset, sent.reset()),
+        Transport::Udp | Transport::UdpWithoutChecksum => {
+            (Verdict::Answer, refusal::<F>(sent).packet())
+        }
+    }
+}
+
 #[test]
-fn a_service_without_endpoints_answers_port_unreachable_for_every_protocol() {
+fn a_service_without_endpoints_refuses_every_protocol() {
     fn of<F: AnswerFormat>() {
         for opener in OPENERS {
             let mut node = scene::node::<F>();
             let sent = from_client::<F>(external::<F>(port::EMPTY), opener);
+            let (verdict, packet) = refused::<F>(&sent);
             let outcome = node.ingress::<Tc>(&sent.frame());
-            assert_eq!(outcome.verdict, Verdict::Answer);
-            assert_eq!(outcome.bytes, returned(refusal::<F>(&sent).frame()), "{opener:?}");
+            assert_eq!(outcome.verdict, verdict);
+            assert_eq!(outcome.bytes, returned(with_link(F::HAS_HEADER_CHECKSUM, &packet)));
             let outcome = node.ingress::<TcL3>(&sent.packet());
-            assert_eq!(outcome.bytes, refusal::<F>(&sent).packet(), "{opener:?}");
+            assert_eq!(outcome.bytes, packet, "{opener:?}");
             assert_eq!(drops(&node), [(DropReason::NoEndpoints, 2)]);
         }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_port_that_a_live_cluster_ip_does_not_have_is_refused() {
+    fn of<F: AnswerFormat>() {
+        for opener in OPENERS {
+            let mut node = scene::node::<F>();
+            let sent = from_client::<F>(at::<F>(Role::ClusterIp, 7), opener);
+            let (verdict, packet) = refused::<F>(&sent);
+            let outcome = node.ingress::<Tc>(&sent.frame());
+            assert_eq!(outcome.verdict, verdict);
+            assert_eq!(outcome.bytes, returned(with_link(F::HAS_HEADER_CHECKSUM, &packet)));
+            assert_eq!(drops(&node), [(DropReason::UnknownPort, 1)]);
+            // Other addresses of a Service may be somebody's machine.
+            for role in [Role::External, Role::LoadBalancer, Role::Node] {
+                let sent = from_client::<F>(at::<F>(role, 7), opener);
+                assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Pass, "{role:?}");
+            }
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_reset_acknowledges_what_came_takes_up_what_was_acknowledged_and_answers_no_reset() {
+    fn of<F: AnswerFormat>() {
+        for flags in [SYN, FIN, ACK, SYN | ACK, FIN | ACK, 0] {
+            for (extras, payload) in [(0, 0), (2, 1), (1, 700)] {
+                let mut node = scene::node::<F>();
+                let mut sent = from_client::<F>(external::<F>(port::EMPTY), Transport::Tcp(flags));
+                sent.extras = extras;
+                sent.payload.resize(payload, 3);
+                let outcome = node.ingress::<TcL3>(&sent.packet());
+                let expected = (Verdict::Reset, sent.reset());
+                assert_eq!((outcome.verdict, outcome.bytes), expected, "{flags:#x} {extras}");
+            }
+        }
+        let mut node = scene::node::<F>();
+        for flags in [RST, RST | ACK] {
+            let sent = from_client::<F>(external::<F>(port::EMPTY), Transport::Tcp(flags));
+            assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Drop);
+        }
+        assert_eq!(drops(&node), [(DropReason::NoEndpoints, 2)]);
     }
     of::<V4>();
     of::<V6>();
@@ -104,7 +164,7 @@ fn a_packet_too_short_to_be_quoted_is_dropped_with_its_reason() {
 fn established_flows_outlive_the_last_endpoint() {
     fn of<F: AnswerFormat>() {
         let mut node = scene::node::<F>();
-        let sent = from_client::<F>(external::<F>(port::LOCAL), Transport::Tcp(super::SYN));
+        let sent = from_client::<F>(external::<F>(port::LOCAL), Transport::Tcp(SYN));
         node.ingress::<Tc>(&sent.frame());
         for record in node.world.records.values_mut() {
             record.cluster.len = 0;
@@ -114,7 +174,7 @@ fn established_flows_outlive_the_last_endpoint() {
         assert_eq!(node.ingress::<Tc>(&data.frame()).verdict, Verdict::Deliver);
         let mut fresh = sent;
         fresh.source.set_port(1);
-        assert_eq!(node.ingress::<Tc>(&fresh.frame()).verdict, Verdict::Answer);
+        assert_eq!(node.ingress::<Tc>(&fresh.frame()).verdict, Verdict::Reset);
     }
     of::<V4>();
     of::<V6>();

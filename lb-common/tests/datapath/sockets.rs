@@ -1,6 +1,6 @@
 //! What sockets are told, and what they are shown.
 
-use lb_common::abi::Address;
+use lb_common::abi::{Address, ReverseKey, ReverseValue};
 use lb_common::bytes::Be16;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::DropReason;
@@ -70,12 +70,12 @@ fn every_kind_of_frontend_is_translated_and_shown_again_by_getpeername_and_recvm
                     assert_eq!(verdict, translated(pod::<F>(Role::LocalPod)));
                     let (address, port) = pair(pod::<F>(Role::LocalPod));
                     let shown = Some(pair(frontend));
-                    assert_eq!(socket::getpeername(&socket, address, port), shown);
-                    assert_eq!(socket::recvmsg(&socket, address, port), shown);
+                    assert_eq!(socket::reveal(&socket, address, port), shown);
+                    assert_eq!(socket::reveal(&socket, address, port), shown);
                     // Another socket that talks to the pod itself sees the pod.
                     let other = node.socket(2, host);
-                    assert_eq!(socket::getpeername(&other, address, port), None);
-                    assert_eq!(socket::recvmsg(&other, address, port), None);
+                    assert_eq!(socket::reveal(&other, address, port), None);
+                    assert_eq!(socket::reveal(&other, address, port), None);
                 }
             }
         }
@@ -93,9 +93,8 @@ fn an_unconnected_socket_sees_the_frontend_as_the_source_of_the_answer() {
         let verdict = socket::sendmsg(&mut socket, &to(frontend, UDP));
         assert_eq!(verdict, translated(pod::<F>(Role::RemotePod)));
         let (address, port) = pair(pod::<F>(Role::RemotePod));
-        assert_eq!(socket::recvmsg(&socket, address, port), Some(pair(frontend)));
-        assert_eq!(socket::recvmsg(&socket, address, Be16::new(1)), None);
-        assert_eq!(socket::getpeername(&socket, address, port), None);
+        assert_eq!(socket::reveal(&socket, address, port), Some(pair(frontend)));
+        assert_eq!(socket::reveal(&socket, address, Be16::new(1)), None);
     }
     of::<V4>();
     of::<V6>();
@@ -178,9 +177,9 @@ fn a_mapped_address_is_the_ipv4_service() {
     let verdict = socket::sendmsg(&mut socket, &to(frontend, UDP));
     assert_eq!(verdict, translated(pod::<V4>(Role::LocalPod)));
     let (address, port) = pair(mapped(pod::<V4>(Role::LocalPod)));
-    assert_eq!(socket::recvmsg(&socket, address, port), Some(pair(frontend)));
+    assert_eq!(socket::reveal(&socket, address, port), Some(pair(frontend)));
     assert_eq!(socket::connect(&mut socket, &to(frontend, TCP)), verdict);
-    assert_eq!(socket::getpeername(&socket, address, port), Some(pair(frontend)));
+    assert_eq!(socket::reveal(&socket, address, port), Some(pair(frontend)));
 }
 
 #[test]
@@ -194,8 +193,65 @@ fn a_socket_that_connects_elsewhere_forgets_its_frontend() {
         let backend = pod::<F>(Role::LocalPod);
         assert_eq!(socket::connect(&mut socket, &to(backend, UDP)), SocketVerdict::Pass);
         let (address, port) = pair(backend);
-        assert_eq!(socket::getpeername(&socket, address, port), None);
-        assert_eq!(socket::recvmsg(&socket, address, port), None);
+        assert_eq!(socket::reveal(&socket, address, port), None);
+        assert_eq!(socket::reveal(&socket, address, port), None);
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+/// What REVERSE says of the backends that sockets talk to, as the agent asks: cookie, backend, and
+/// whether it has left since.
+fn remembered(node: &Sockets) -> BTreeSet<(u64, Address, bool)> {
+    let generation = |value: &ReverseValue| {
+        node.world.backends.get(value.backend.0 as usize).map(|backend| backend.generation)
+    };
+    let entry = |(key, value): (&ReverseKey, &ReverseValue)| {
+        (key.cookie, key.address, generation(value) != Some(value.generation))
+    };
+    node.reverse.iter().map(entry).collect()
+}
+
+#[test]
+fn a_connected_socket_is_remembered_with_its_endpoint() {
+    fn of<F: Family>() {
+        let mut node = node::<F>();
+        let frontend = at::<F>(Role::ClusterIp, port::LOCAL);
+        node.socket(1, false).connect(&to(frontend, TCP));
+        node.socket(2, false).connect(&to(frontend, UDP));
+        // Talks to the endpoint itself: nobody's business.
+        node.socket(3, false).connect(&to(pod::<F>(Role::LocalPod), UDP));
+        let (address, _) = pair(pod::<F>(Role::LocalPod));
+        assert_eq!(remembered(&node), [(1, address, false), (2, address, false)].into());
+        node.world.leave(pod::<F>(Role::LocalPod));
+        assert_eq!(remembered(&node), [(1, address, true), (2, address, true)].into());
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn of_all_that_a_udp_socket_connected_to_only_the_last_is_remembered() {
+    fn of<F: Family>() {
+        let mut node = node::<F>();
+        let [first, second] =
+            [port::LOCAL, port::REMOTE].map(|port| at::<F>(Role::ClusterIp, port));
+        let [local, remote] =
+            [Role::LocalPod, Role::RemotePod].map(|pod| pair(self::pod::<F>(pod)).0);
+        let own = pod::<F>(Role::LocalPod);
+        for (to_next, expected) in [
+            (first, Some(local)),
+            (second, Some(remote)),
+            (first, Some(local)),
+            // The address that it is connected to already, but as the socket's own choice.
+            (own, None),
+            (first, Some(local)),
+            (at::<F>(Role::ClusterIp, port::EMPTY), Some(local)),
+        ] {
+            node.socket(1, false).connect(&to(to_next, UDP));
+            let expected = expected.map(|address| (1, address, false));
+            assert_eq!(remembered(&node), expected.into_iter().collect(), "{to_next}");
+        }
     }
     of::<V4>();
     of::<V6>();
@@ -213,7 +269,7 @@ fn a_refused_connect_leaves_the_socket_with_the_peer_that_it_had() {
             socket::connect(&mut socket, &to(refusing, UDP));
             // The kernel keeps a UDP socket's old peer when the hook refuses the new one.
             let (address, port) = pair(pod::<F>(Role::LocalPod));
-            assert_eq!(socket::getpeername(&socket, address, port), Some(pair(frontend)));
+            assert_eq!(socket::reveal(&socket, address, port), Some(pair(frontend)));
         }
     }
     of::<V4>();
@@ -271,7 +327,7 @@ fn an_unconnected_socket_chooses_anew_when_its_endpoint_left_or_after_two_quiet_
         // The old endpoint's last answer is still shown as the frontend's.
         let (address, port) = pair(pod::<F>(Role::LocalPod));
         let socket = node.socket(1, false);
-        assert_eq!(socket::recvmsg(&socket, address, port), Some(pair(frontend)));
+        assert_eq!(socket::reveal(&socket, address, port), Some(pair(frontend)));
     }
     of::<V4>();
     of::<V6>();
@@ -286,7 +342,7 @@ fn a_socket_that_reaches_one_endpoint_by_two_frontends_sees_the_one_that_it_used
             let mut socket = node.socket(1, false);
             socket::sendmsg(&mut socket, &to(frontend, UDP));
             let (address, port) = pair(pod::<F>(Role::LocalPod));
-            assert_eq!(socket::recvmsg(&socket, address, port), Some(pair(frontend)));
+            assert_eq!(socket::reveal(&socket, address, port), Some(pair(frontend)));
         }
     }
     of::<V4>();
@@ -299,7 +355,8 @@ fn what_is_not_a_services_passes() {
         let mut node = node::<F>();
         let mut socket = node.socket(1, true);
         for address in [
-            at::<F>(Role::ClusterIp, 7),
+            at::<F>(Role::External, 7),
+            at::<F>(Role::LoadBalancer, 7),
             at::<F>(Role::Site, port::node_port(port::LOCAL)),
             pod::<F>(Role::LocalPod),
             loopback::<F>(22),
@@ -307,6 +364,28 @@ fn what_is_not_a_services_passes() {
             assert_eq!(socket::connect(&mut socket, &to(address, TCP)), SocketVerdict::Pass);
             assert_eq!(socket::sendmsg(&mut socket, &to(address, UDP)), SocketVerdict::Pass);
         }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_port_that_a_live_cluster_ip_does_not_have_is_refused() {
+    fn of<F: Family>() {
+        let mut node = node::<F>();
+        let unknown = at::<F>(Role::ClusterIp, 7);
+        let mut socket = node.socket(1, false);
+        assert_eq!(socket::connect(&mut socket, &to(unknown, TCP)), SocketVerdict::Refuse);
+        assert_eq!(socket::sendmsg(&mut socket, &to(unknown, UDP)), SocketVerdict::Refuse);
+        let counted = [((0, DropReason::UnknownPort as u32), 2)];
+        assert!(node.world.dropped().into_iter().eq(counted));
+        // A node that has the address itself serves its other ports itself.
+        node.world.own(unknown.ip(), false);
+        let mut socket = node.socket(1, false);
+        assert_eq!(socket::connect(&mut socket, &to(unknown, TCP)), SocketVerdict::Pass);
+        let served = at::<F>(Role::ClusterIp, port::LOCAL);
+        let verdict = socket::connect(&mut socket, &to(served, TCP));
+        assert_eq!(verdict, translated(pod::<F>(Role::LocalPod)));
     }
     of::<V4>();
     of::<V6>();

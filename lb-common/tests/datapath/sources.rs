@@ -35,8 +35,12 @@ fn a_client_that_is_not_in_the_ranges_is_dropped_in_silence_and_counted() {
     fn of<F: AnswerFormat>() {
         for opener in OPENERS {
             // Before the Service's own verdict: nobody outside learns that it has no endpoints.
+            let refused = match opener {
+                Transport::Tcp(_) => Verdict::Reset,
+                Transport::Udp | Transport::UdpWithoutChecksum => Verdict::Answer,
+            };
             for (service, verdict) in
-                [(port::RANGES, Verdict::Deliver), (port::RANGES_EMPTY, Verdict::Answer)]
+                [(port::RANGES, Verdict::Deliver), (port::RANGES_EMPTY, refused)]
             {
                 let mut node = scene::node::<F>();
                 let frontend = at::<F>(Role::LoadBalancer, service);

@@ -15,7 +15,7 @@ use crate::Lab;
 use crate::peer::protocol::Page;
 use crate::topology::PodNetwork;
 
-/// Where the agent's health server listens, inside the node.
+/// Where the agent's health server is asked, inside the node; it listens on every address.
 pub const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
 /// Where the agent's metrics server listens, inside the node.
 pub const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
@@ -108,7 +108,6 @@ impl Agent {
         command.arg("--cgroup-root").arg(lab.cgroup(node)?);
         command.arg("--bpffs").arg(lab.bpffs(node));
         command.args(["--xdp", &options.xdp.to_string()]);
-        command.args(["--healthz-bind-address", &HEALTHZ.to_string()]);
         command.args(["--metrics-bind-address", &METRICS.to_string()]);
         if let Some(manifests) = &options.manifests {
             command.arg("--manifests").arg(manifests);

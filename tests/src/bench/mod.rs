@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use lb_lab::{Lab, Options};
 use nix::sys::signal::{SigSet, Signal};
 use report::Report;
@@ -67,6 +67,20 @@ struct RunArgs {
     /// What the report says of the compiler
     #[arg(long)]
     rustc: String,
+    /// Measure this part alone
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+}
+
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Traffic from pods
+    Connections,
+    /// Plan, tables and packet programs in this process
+    Scale,
+    /// A real agent
+    Process,
 }
 
 /// Runs the program.
@@ -95,9 +109,16 @@ fn run(args: &RunArgs) -> Result<()> {
     eprintln!("bench: a lab of three nodes");
     let lab = Lab::up(&Options { nodes: 3, pods_per_node: 2, ..Options::default() })?;
     remove_on_interrupt(interrupts, lab.id());
-    pods::measure(&lab, &args.agent, &mut report).context("measure connections")?;
-    scale::measure(&lab, &mut report).context("measure plan and apply")?;
-    process::measure(&lab, &args.agent, &mut report).context("measure the agent's process")?;
+    let wanted = |part| args.only.is_none_or(|only| only == part);
+    if wanted(Part::Connections) {
+        pods::measure(&lab, &args.agent, &mut report).context("measure connections")?;
+    }
+    if wanted(Part::Scale) {
+        scale::measure(&lab, &mut report).context("measure plan and apply")?;
+    }
+    if wanted(Part::Process) {
+        process::measure(&lab, &args.agent, &mut report).context("measure the agent's process")?;
+    }
     lab.down()?;
     std::fs::write(&args.report, report.markdown())
         .with_context(|| format!("write {}", args.report.display()))

@@ -238,6 +238,7 @@ impl Kind {
         let version = match kind {
             "Namespace" | "Node" | "Pod" | "Service" | "Endpoints" | "ConfigMap" | "Secret" => "v1",
             "EndpointSlice" => "discovery.k8s.io/v1",
+            "Event" => "events.k8s.io/v1",
             other => anyhow::bail!("api.rs does not know the API version of {other}: add it"),
         };
         Self::new(version, kind)

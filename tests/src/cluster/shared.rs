@@ -80,7 +80,8 @@ pub fn alone_without_agents(test: impl FnOnce(&mut TestCluster) -> Result<()>) -
     }
 }
 
-/// The cause first, then what agents and control plane had to say.
+/// What agents and control plane had to say, then the cause: where only the end of a long output is
+/// kept, that end is what matters.
 fn with_words(cause: &anyhow::Error, words: &str) -> anyhow::Error {
-    anyhow!("{cause:#}\n\n{words}")
+    anyhow!("{words}\n\nthe cause: {cause:#}")
 }

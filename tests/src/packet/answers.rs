@@ -2,16 +2,18 @@
 
 use super::Case;
 use super::bench::{Bench, TC_DROP, TC_REDIRECT, XDP_PASS};
-use super::forwarding::{ACK, OPENERS, SYN, external, pod, sent};
+use super::forwarding::{ACK, OPENERS, RST, SYN, external, pod, sent};
 use super::programs::Hook;
 use anyhow::{Result, ensure};
 use lb_common::lb::answer::AnswerFormat;
-use lb_common::model::frame::{Fragment, IcmpError, Problem, Segment, Transport, returned};
+use lb_common::model::frame::{
+    Fragment, IcmpError, Problem, Segment, Transport, returned, with_link,
+};
 use lb_common::model::scene::{Role, at, port};
 
 pub(super) fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
     vec![
-        ("a Service without endpoints answers port unreachable for every protocol", refused),
+        ("a Service without endpoints refuses every protocol", refused),
         ("policy Local without a local endpoint drops in silence", silence),
         ("the last hop is answered with time exceeded in both directions", last_hop),
         ("what is too long for the path is answered with its MTU", too_big),
@@ -19,6 +21,14 @@ pub(super) fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
         ("a later fragment is never answered", later_fragments),
         ("a backend that a route forbids is a drop with its reason", forbidden),
     ]
+}
+
+/// What refuses a packet, as it goes back: a reset for TCP, port unreachable for others.
+fn refusal<F: AnswerFormat>(to: &Segment) -> Vec<u8> {
+    match to.transport {
+        Transport::Tcp(_) => returned(with_link(F::HAS_HEADER_CHECKSUM, &to.reset())),
+        Transport::Udp | Transport::UdpWithoutChecksum => answer::<F>(to, Problem::PortUnreachable),
+    }
 }
 
 /// The answer to a packet, as it goes back.
@@ -37,15 +47,23 @@ fn answer<F: AnswerFormat>(to: &Segment, problem: Problem) -> Vec<u8> {
 }
 
 fn refused<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
-    for opener in OPENERS {
-        for payload in [0, 1, 700] {
-            let mut request = sent::<F>(external::<F>(port::EMPTY), opener);
-            request.payload.resize(payload, 5);
-            let refusal = answer::<F>(&request, Problem::PortUnreachable);
-            bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &refusal)?;
-            bench.untouched(Hook::Xdp, &request.frame())?;
-            bench.untouched(Hook::Egress, &request.frame())?;
+    for to in [external::<F>(port::EMPTY), at::<F>(Role::ClusterIp, 7)] {
+        for transport in OPENERS.into_iter().chain([Transport::Tcp(ACK)]) {
+            for payload in [0, 1, 700] {
+                let mut request = sent::<F>(to, transport);
+                request.payload.resize(payload, 5);
+                let refusal = refusal::<F>(&request);
+                bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &refusal)?;
+                bench.untouched(Hook::Xdp, &request.frame())?;
+                bench.untouched(Hook::Egress, &request.frame())?;
+                request.extras = 1;
+                let refusal = self::refusal::<F>(&request);
+                bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &refusal)?;
+            }
         }
+        let reset = sent::<F>(to, Transport::Tcp(RST));
+        let run = bench.run(Hook::Ingress, &reset.frame())?;
+        ensure!(run.action == TC_DROP, "a reset: action {}", run.action);
     }
     bench.same_drops()
 }

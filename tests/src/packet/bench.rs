@@ -206,9 +206,9 @@ fn agree(hook: Hook, expected: &Outcome, run: &Run) -> Result<()> {
         Verdict::Pass | Verdict::Deliver => TC_NEXT,
         Verdict::Drop if xdp => XDP_DROP,
         Verdict::Drop => TC_DROP,
-        Verdict::Answer if xdp => XDP_PASS,
+        Verdict::Answer | Verdict::Reset if xdp => XDP_PASS,
         Verdict::Forward if xdp => XDP_REDIRECT,
-        Verdict::Forward | Verdict::Answer => TC_REDIRECT,
+        Verdict::Forward | Verdict::Answer | Verdict::Reset => TC_REDIRECT,
     };
     ensure!(
         run.action == action,

@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 pub(super) const SYN: u8 = 0x02;
+pub(super) const RST: u8 = 0x04;
 pub(super) const ACK: u8 = 0x10;
 pub(super) const OPENERS: [Transport; 3] =
     [Transport::Tcp(SYN), Transport::Udp, Transport::UdpWithoutChecksum];

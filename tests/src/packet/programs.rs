@@ -11,11 +11,13 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use bytemuck::bytes_of;
 use lb_common::abi::{
     Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, Device, DropKey, Flow,
-    FlowKey, Frontend, FrontendKey, ServicePointer, ServiceRecord, SourceRange, map,
+    FlowKey, Frontend, FrontendKey, ReverseKey, ReverseValue, ServicePointer, ServiceRecord,
+    SourceRange, map,
 };
 use lb_common::family::{Family, V4, V6};
 use lb_common::model::world::World;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 /// Room for the longest frame of any case.
 const FRAME: usize = 16 * 1024;
@@ -75,6 +77,7 @@ impl Programs {
                 Program::SchedClassifier(program) => program.load(),
                 Program::Xdp(program) => program.load(),
                 Program::CgroupSockAddr(program) => program.load(),
+                Program::CgroupSock(program) => program.load(),
                 _ => continue,
             }
             .with_context(|| format!("load the program {name}"))?;
@@ -110,8 +113,8 @@ impl Programs {
             map::FRONTENDS,
             frontends,
         )?;
-        let addresses = world.node_addresses.iter().map(|(key, flags)| (bytes(key), bytes(flags)));
-        self.insert::<16, 4>(map::NODE_ADDRESSES, addresses)?;
+        let addresses = world.addresses.iter().map(|(key, flags)| (bytes(key), bytes(flags)));
+        self.insert::<16, 4>(map::ADDRESSES, addresses)?;
         let clients = world.clients.iter().map(|(cookie, value)| (bytes(cookie), bytes(value)));
         self.insert::<8, { size_of::<ClientAddresses>() }>(map::CLIENTS, clients)?;
         self.set_source_ranges(&world.source_ranges)?;
@@ -149,7 +152,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Forgets flows, fragments, clients and counters.
+    /// Forgets flows, fragments, clients, what sockets talk to, and counters.
     ///
     /// # Errors
     /// Names the map that refused.
@@ -160,12 +163,29 @@ impl Programs {
         self.clear::<8, { size_of::<ClientAddresses>() }>(map::CLIENTS)?;
         self.clear::<16, 4>(map::FRAGMENTS4)?;
         self.clear::<40, 4>(map::FRAGMENTS6)?;
+        self.clear::<{ size_of::<ReverseKey>() }, { size_of::<ReverseValue>() }>(map::REVERSE)?;
         let mut drops = self.drop_counters()?;
         let keys: Vec<_> = drops.keys().collect::<Result<_, _>>().context("list DROPS")?;
         for key in keys {
             drops.remove(&key).context("clear DROPS")?;
         }
         Ok(())
+    }
+
+    /// The backends that REVERSE says sockets talk to, one for each socket, sorted.
+    ///
+    /// # Errors
+    /// When the map can't be listed.
+    pub fn talked_to(&mut self) -> Result<Vec<SocketAddr>> {
+        let map =
+            self.hash::<{ size_of::<ReverseKey>() }, { size_of::<ReverseValue>() }>(map::REVERSE)?;
+        let mut backends = Vec::new();
+        for key in map.keys() {
+            let key: ReverseKey = bytemuck::cast(key.context("list REVERSE")?);
+            backends.push(SocketAddr::new(key.address.into(), key.port.get()));
+        }
+        backends.sort_unstable();
+        Ok(backends)
     }
 
     /// Removes the flow entries whose flags are judged lost, as an LRU may; returns how many are left.

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 type Case = (&'static str, fn(&mut Bench) -> Result<()>);
 
-pub(super) const CASES: [Case; 19] = [
+pub(super) const CASES: [Case; 21] = [
     ("TCP reaches the endpoint, and getpeername shows the frontend", tcp),
     ("connected UDP reaches the endpoint, and every answer is the frontend's", udp_connected),
     ("unconnected UDP reaches the endpoint, and recvfrom shows the frontend", udp_unconnected),
@@ -32,11 +32,13 @@ pub(super) const CASES: [Case; 19] = [
     ("a pod's loopback is the pod's own", pods_loopback),
     ("without endpoints, TCP is refused at once, blocking or not", refuse_tcp),
     ("without endpoints, UDP is refused at once, connected or not", refuse_udp),
+    ("a port that a live ClusterIP doesn't have is refused at once", unknown_port),
     ("internal policy Local without a local endpoint is unreachable", unreachable),
     ("external policies don't bind sockets of the node", short_circuit),
     ("TCP Fast Open reaches the endpoint", fast_open),
     ("a socket that connects elsewhere shows where it is", reconnect),
     ("a refused connect leaves a UDP socket as it was", refused_reconnect),
+    ("what a UDP socket is connected to is known until it leaves", remembered),
     ("connections are spread over the endpoints, datagrams of a socket stay together", spread),
     ("an unconnected socket goes elsewhere when its endpoint left", generation),
     ("a direct connection to an endpoint shows the endpoint", direct),
@@ -133,6 +135,14 @@ fn refuse_udp(bench: &mut Bench) -> Result<()> {
     fails(socket.send_to(b"?", frontend), ErrorKind::ConnectionRefused)
 }
 
+fn unknown_port(bench: &mut Bench) -> Result<()> {
+    let address = bench.at(Role::ClusterIp, 7);
+    fails(TcpStream::connect_timeout(&address, PATIENCE), ErrorKind::ConnectionRefused)?;
+    let socket = udp(bench.style)?;
+    fails(socket.connect(address), ErrorKind::ConnectionRefused)?;
+    fails(socket.send_to(b"?", address), ErrorKind::ConnectionRefused)
+}
+
 fn unreachable(bench: &mut Bench) -> Result<()> {
     let frontend = bench.at(Role::ClusterIp, port::INTERNAL_ELSEWHERE);
     fails(TcpStream::connect_timeout(&frontend, PATIENCE), ErrorKind::HostUnreachable)?;
@@ -184,6 +194,32 @@ fn refused_reconnect(bench: &mut Bench) -> Result<()> {
     ensure!(shown == frontend, "getpeername says {shown}");
     socket.send(b"?")?;
     is_answered(&socket, frontend, &bench.endpoint(Role::LocalPod))
+}
+
+fn remembered(bench: &mut Bench) -> Result<()> {
+    let endpoint = |role| -> Result<SocketAddr> { Ok(bench.endpoint(role).parse()?) };
+    let (local, remote) = (endpoint(Role::LocalPod)?, endpoint(Role::RemotePod)?);
+    let services = [port::LOCAL, port::REMOTE].map(|service| bench.at(Role::ClusterIp, service));
+    let own = bench.at(Role::LocalPod, port::BACKEND);
+    let (socket, other) = (udp(bench.style)?, udp(bench.style)?);
+    other.connect(services[0])?;
+    for (address, expected) in [
+        (services[0], vec![local, local]),
+        (services[1], vec![local, remote]),
+        (services[0], vec![local, local]),
+        // Where it is connected already, but by its own choice.
+        (own, vec![local]),
+        (services[0], vec![local, local]),
+    ] {
+        socket.connect(address).with_context(|| format!("connect to {address}"))?;
+        let known = bench.programs.talked_to()?;
+        ensure!(known == expected, "connected to {address}, REVERSE knows {known:?}");
+    }
+    talks_tcp(services[1], &bench.endpoint(Role::RemotePod))?;
+    drop(socket);
+    let known = bench.programs.talked_to()?;
+    ensure!(known == [local], "one socket is open, REVERSE knows {known:?}");
+    Ok(())
 }
 
 fn spread(bench: &mut Bench) -> Result<()> {

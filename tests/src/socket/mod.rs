@@ -103,12 +103,17 @@ fn run<F: Family>(style: Style) -> Result<Vec<(&'static str, Result<(), String>)
     let cgroup = OwnCgroup::enter()?;
     let folder = cgroup.open()?;
     for (name, program) in programs.ebpf().programs_mut() {
-        if let Program::CgroupSockAddr(program) = program {
-            program
-                // A link always lets other programs be attached; asking for that is refused.
-                .attach(&folder, CgroupAttachMode::Single)
-                .with_context(|| format!("attach {name}"))?;
-        }
+        // A link always lets other programs be attached; asking for that is refused.
+        let attached = match program {
+            Program::CgroupSockAddr(program) => {
+                program.attach(&folder, CgroupAttachMode::Single).map(drop)
+            }
+            Program::CgroupSock(program) => {
+                program.attach(&folder, CgroupAttachMode::Single).map(drop)
+            }
+            _ => continue,
+        };
+        attached.with_context(|| format!("attach {name}"))?;
     }
     servers::start(&roles.map(|role| SocketAddr::new(scene::ip::<F>(role), port::BACKEND)))?;
     let mut bench = Bench { style, programs, world };

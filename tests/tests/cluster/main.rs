@@ -7,5 +7,6 @@
 mod bad_input;
 mod control_plane;
 mod examples;
+mod health_checks;
 mod outages;
 mod updates;

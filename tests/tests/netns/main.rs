@@ -15,6 +15,7 @@ mod bad_input;
 mod change;
 mod coexistence;
 mod foreign;
+mod health_checks;
 mod icmp;
 mod large_packets;
 mod limits;

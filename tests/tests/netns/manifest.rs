@@ -12,6 +12,9 @@ pub const POD_PORT: u16 = 8080;
 pub const PORT: u16 = 80;
 /// NodePort of Service number 1; number N has this plus N - 1.
 pub const NODE_PORT: u16 = 30_080;
+/// Likewise, the port on which load balancers ask for the health of a Service with external policy
+/// Local.
+pub const HEALTH_PORT: u16 = 32_080;
 
 /// A Service with a TCP and a UDP port, dual stack.
 #[derive(Clone, Debug)]
@@ -83,6 +86,11 @@ impl Service {
         NODE_PORT + u16::from(self.number) - 1
     }
 
+    /// Where load balancers ask for its health.
+    pub fn health_port_number(&self) -> u16 {
+        HEALTH_PORT + u16::from(self.number) - 1
+    }
+
     /// The Service and its EndpointSlices.
     pub fn documents(&self, topology: &Topology) -> Vec<Value> {
         vec![self.service(), self.slice(topology, "IPv4"), self.slice(topology, "IPv6")]
@@ -129,6 +137,9 @@ impl Service {
         }
         if self.kind == Kind::Everything {
             service["spec"]["externalIPs"] = json!(EXTERNAL_IP.both());
+            if self.external_local {
+                service["spec"]["healthCheckNodePort"] = self.health_port_number().into();
+            }
             let ingress = LOAD_BALANCER.both().map(|ip| json!({ "ip": ip }));
             service["status"] = json!({ "loadBalancer": { "ingress": ingress } });
         }

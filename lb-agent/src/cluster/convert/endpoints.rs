@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use super::slice::{endpoint_address, trigger_time};
 use super::{Converted, Findings, Repeated, lookup, object_name, port_number, protocol};
 use crate::cluster::address::parse_ip;
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Endpoint, EndpointPort, IpFamily, ObjectName, Slice};
 
 /// Endpoints that must not be mirrored.
@@ -67,7 +68,7 @@ fn ports(index: usize, subset: &k8s::EndpointSubset, findings: &mut Findings) ->
         };
         match port_number(port.port) {
             Some(number) => found.push(EndpointPort {
-                name: port.name.clone().unwrap_or_default(),
+                name: port.name.as_deref().unwrap_or_default().into(),
                 protocol,
                 port: number,
             }),
@@ -98,7 +99,7 @@ fn addresses(
                     ready,
                     serving: true,
                     terminating: false,
-                    node: entry.node_name.clone(),
+                    node: entry.node_name.as_ref().map(Name::from),
                     zone_hints: Default::default(),
                     node_hints: Default::default(),
                 };

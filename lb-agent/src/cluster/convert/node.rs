@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1 as k8s;
 
 use super::{Converted, Findings, lookup, object_name};
 use crate::cluster::address::{parse_cidr, parse_ip};
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Node, ObjectName};
 
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
@@ -26,7 +27,7 @@ pub fn node(object: &k8s::Node) -> Converted<Node> {
     let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let value = Node {
         name: name.name.clone(),
-        zone: zone.map(str::to_owned),
+        zone: zone.map(Name::from),
         addresses: addresses(object, &mut findings),
         pod_cidrs,
         deleting: object.metadata.deletion_timestamp.is_some(),

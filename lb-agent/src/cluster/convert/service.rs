@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1 as k8s;
 
 use super::{Converted, Findings, lookup, object_name, port_number, protocol};
 use crate::cluster::address::{parse_cidr, parse_ip, unfit_frontend};
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{IpFamily, Protocol, Service, ServicePort, TrafficPolicy};
 
 /// A Service with this label, whatever its value, is another proxy's.
@@ -139,6 +140,7 @@ fn cluster_ips(spec: &k8s::ServiceSpec, findings: &mut Findings) -> Vec<IpAddr> 
              manifest nobody allocates one), or None for a headless Service",
         );
     }
+    found.shrink_to_fit();
     found
 }
 
@@ -159,7 +161,7 @@ fn declared_family(
 
 fn ports(spec: &k8s::ServiceSpec, findings: &mut Findings) -> Vec<ServicePort> {
     let mut ports = Vec::new();
-    let mut keys: BTreeSet<(String, Protocol)> = BTreeSet::new();
+    let mut keys: BTreeSet<(Name, Protocol)> = BTreeSet::new();
     for (index, port) in spec.ports.iter().flatten().enumerate() {
         let Some(port) = service_port(index, port, findings) else { continue };
         if keys.insert((port.name.clone(), port.protocol)) {
@@ -175,6 +177,7 @@ fn ports(spec: &k8s::ServiceSpec, findings: &mut Findings) -> Vec<ServicePort> {
     if ports.is_empty() {
         findings.add("has no usable port, so nothing of it is served; add one to spec.ports");
     }
+    ports.shrink_to_fit();
     ports
 }
 
@@ -204,7 +207,7 @@ fn service_port(
         }
         usable
     });
-    let name = port.name.clone().unwrap_or_default();
+    let name = port.name.as_deref().unwrap_or_default().into();
     Some(ServicePort { name, protocol, port: number, node_port })
 }
 

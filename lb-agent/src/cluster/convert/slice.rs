@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{Converted, Findings, Repeated, lookup, object_name, port_number, protocol};
 use crate::cluster::address::{parse_ip, unfit_endpoint};
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{Endpoint, EndpointPort, IpFamily, ObjectName, Slice};
 
 /// Names the Service of a slice.
@@ -71,13 +72,14 @@ fn ports(object: &k8s::EndpointSlice, findings: &mut Findings) -> Vec<EndpointPo
         }
     }
     bad.report(findings);
+    found.shrink_to_fit();
     found
 }
 
 /// A port without name or number means "any", which a load balancer can't honour; the API server
 /// fills in the empty name, so a missing one was never meant for us.
 fn slice_port(port: &k8s::EndpointPort) -> Result<EndpointPort, String> {
-    let Some(name) = port.name.clone() else {
+    let Some(name) = port.name.as_ref().map(Name::from) else {
         return Err("has no name, and is ignored; set the name of the Service's port".into());
     };
     let Some(protocol) = protocol(port.protocol.as_deref()) else {
@@ -125,7 +127,7 @@ fn endpoint_value(endpoint: &k8s::Endpoint, family: IpFamily) -> Result<Endpoint
         ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
         serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
         terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
-        node: endpoint.node_name.clone(),
+        node: endpoint.node_name.as_ref().map(Name::from),
         zone_hints: names(hints.and_then(|hints| hints.for_zones.as_deref()), |zone| &zone.name),
         node_hints: names(hints.and_then(|hints| hints.for_nodes.as_deref()), |node| &node.name),
     })
@@ -151,7 +153,7 @@ pub(super) fn endpoint_address(text: &str, family: IpFamily) -> Result<std::net:
 }
 
 /// The names in hints, sorted, each once.
-fn names<T>(hints: Option<&[T]>, name: impl Fn(&T) -> &String) -> Vec<String> {
+fn names<T>(hints: Option<&[T]>, name: impl Fn(&T) -> &String) -> Box<[Name]> {
     let names: BTreeSet<&String> = hints.unwrap_or_default().iter().map(name).collect();
-    names.into_iter().cloned().collect()
+    names.into_iter().map(Name::from).collect()
 }

@@ -198,10 +198,10 @@ impl Directory {
                     Content::Endpoints(Some(slices)) => {
                         endpoints.push((&manifest.name, slices));
                     }
-                    Content::Node(Some(node)) if node.name == self.node_name => {
+                    Content::Node(Some(node)) if *node.name == *self.node_name => {
                         merged.node = Some(node.clone());
                     }
-                    Content::Node(Some(node)) => debug!(node = node.name, "not our node, ignored"),
+                    Content::Node(Some(node)) => debug!(node = %node.name, "not our node, ignored"),
                     Content::Slice(None) | Content::Endpoints(None) | Content::Node(None) => {}
                 }
             }

@@ -48,6 +48,7 @@ impl Watched {
 #[derive(Debug, Default)]
 pub struct WatchState {
     connected: AtomicBool,
+    accepted: AtomicU64,
     errors: AtomicU64,
     last_event_ms: AtomicI64,
 }
@@ -56,6 +57,11 @@ impl WatchState {
     /// The last request was accepted, and nothing has failed since.
     pub fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Requests that the server accepted since the start.
+    pub(super) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Errors since the start: failed lists, failed watches, streams that were cut, 410 Gone.
@@ -142,8 +148,10 @@ impl WatchHealth {
         }
     }
 
-    fn answered(&self, watched: Watched) {
-        self.of(watched).connected.store(true, Ordering::Relaxed);
+    pub(super) fn answered(&self, watched: Watched) {
+        let state = self.of(watched);
+        state.accepted.fetch_add(1, Ordering::Relaxed);
+        state.connected.store(true, Ordering::Relaxed);
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         if loss.answered(watched) {
             info!("the API server answers again, all watches are back");

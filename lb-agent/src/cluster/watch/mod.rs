@@ -6,6 +6,7 @@
 //! (`convert`), or when the first state is complete: whoever takes the stream waits for the first
 //! [`Change::AllServices`] and [`Change::AllSlices`].
 
+mod backoff;
 mod connect;
 mod health;
 
@@ -29,7 +30,8 @@ use tracing::debug;
 use super::convert::slice::LABEL_HEADLESS;
 use super::convert::{Converted, node, service, slice};
 use super::problems::Ledger;
-use super::snapshot::{Change, Node, ObjectName};
+use super::snapshot::{Change, Node, ObjectName, Problem};
+use backoff::WatchBackoff;
 
 /// Seconds after which the server ends a watch and we resume it; kube's default is five minutes.
 const WATCH_SECONDS: u32 = 120;
@@ -106,8 +108,9 @@ struct Follower<K, V> {
 
 /// What a follower remembers between events.
 struct Progress<V> {
-    /// The list that is being received.
-    listed: Vec<Converted<V>>,
+    /// The list that is being received: what can be used, and what can't.
+    listed: Vec<V>,
+    problems: Vec<Problem>,
     ledger: Ledger,
 }
 
@@ -117,7 +120,8 @@ where
 {
     /// Follows until nobody receives any more.
     async fn follow(self, api: Api<K>, config: watcher::Config) {
-        let mut progress = Progress { listed: Vec::new(), ledger: Ledger::default() };
+        let mut progress =
+            Progress { listed: Vec::new(), problems: Vec::new(), ledger: Ledger::default() };
         while let Next::Relist =
             self.follow_stream(watcher(api.clone(), config.clone()), &mut progress).await
         {
@@ -132,7 +136,7 @@ where
     ) -> Next {
         let events = events
             .modify(|object| object.managed_fields_mut().clear())
-            .default_backoff()
+            .backoff(WatchBackoff::new(self.health.clone(), self.watched))
             .ready_chunks(BATCH);
         let mut events = std::pin::pin!(events);
         while let Some(chunk) = events.next().await {
@@ -156,15 +160,18 @@ where
 
     fn take(&self, event: Event<K>, progress: &mut Progress<V>, changes: &mut Vec<Change>) {
         match event {
-            Event::Init => progress.listed.clear(),
-            Event::InitApply(object) => progress.listed.push((self.convert)(&object)),
+            Event::Init => {
+                progress.listed.clear();
+                progress.problems.clear();
+            }
+            Event::InitApply(object) => {
+                let converted = (self.convert)(&object);
+                progress.listed.extend(converted.value);
+                progress.problems.extend(converted.problems);
+            }
             Event::InitDone => {
-                let mut values = Vec::new();
-                let mut problems = Vec::new();
-                for converted in std::mem::take(&mut progress.listed) {
-                    values.extend(converted.value);
-                    problems.extend(converted.problems);
-                }
+                let values = std::mem::take(&mut progress.listed);
+                let problems = std::mem::take(&mut progress.problems);
                 debug!(resource = self.watched.resource(), used = values.len(), "listed");
                 changes.extend(progress.ledger.report_all(problems));
                 changes.push((self.all)(values));

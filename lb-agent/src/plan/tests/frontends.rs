@@ -69,7 +69,9 @@ endpoints: [{addresses: [10.0.0.1]}]
     );
     assert_eq!(held(&desired), ["[::]:30080/Tcp NodePort", "[fd00:96::10]:80/Tcp ClusterIp"]);
     assert_eq!(desired.ports.len(), 1);
-    assert!(desired.ports[&key("web", "", Protocol::Tcp, IpFamily::V6)].cluster.is_empty());
+    assert!(
+        desired.ports[&key("web", "", Protocol::Tcp, IpFamily::V6)].endpoints.cluster().is_empty()
+    );
 }
 
 #[test]

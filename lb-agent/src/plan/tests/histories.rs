@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::NODE;
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{
     Change, Endpoint, EndpointPort, IpFamily, Node, ObjectName, Protocol, Service, ServicePort,
     Slice, Snapshot, TrafficPolicy,
@@ -36,8 +37,8 @@ fn protocol() -> impl Strategy<Value = Protocol> {
     select(vec![Protocol::Tcp, Protocol::Udp])
 }
 
-fn port_name() -> impl Strategy<Value = String> {
-    select(vec!["", "x", "y"]).prop_map(str::to_owned)
+fn port_name() -> impl Strategy<Value = Name> {
+    select(vec!["", "x", "y"]).prop_map(Name::from)
 }
 
 fn policy() -> impl Strategy<Value = TrafficPolicy> {
@@ -67,8 +68,9 @@ fn service() -> impl Strategy<Value = Service> {
     (
         (service_name(), 0..2i64, cluster_ips, addresses(2), addresses(2)),
         (proptest::option::of(ranges), service_ports(), policy(), policy()),
+        proptest::option::of(32000..32002u16),
     )
-        .prop_map(|(addresses, rest)| {
+        .prop_map(|(addresses, rest, health_check_node_port)| {
             let (name, created, cluster_ips, external_ips, load_balancer_ips) = addresses;
             let (range, ports, internal_policy, external_policy) = rest;
             Service {
@@ -82,14 +84,13 @@ fn service() -> impl Strategy<Value = Service> {
                 internal_policy,
                 external_policy,
                 affinity_timeout: None,
-                health_check_node_port: None,
+                health_check_node_port,
             }
         })
 }
 
-fn hints(names: [&'static str; 2]) -> impl Strategy<Value = Vec<String>> {
-    subsequence(names.to_vec(), 0..=2)
-        .prop_map(|names| names.into_iter().map(str::to_owned).collect())
+fn hints(names: [&'static str; 2]) -> impl Strategy<Value = Box<[Name]>> {
+    subsequence(names.to_vec(), 0..=2).prop_map(|names| names.into_iter().map(Name::from).collect())
 }
 
 fn endpoint(family: IpFamily) -> impl Strategy<Value = Endpoint> {
@@ -104,7 +105,7 @@ fn endpoint(family: IpFamily) -> impl Strategy<Value = Endpoint> {
             ready,
             serving,
             terminating,
-            node: node.map(str::to_owned),
+            node: node.map(Name::from),
             zone_hints,
             node_hints,
         },
@@ -139,7 +140,7 @@ fn node() -> impl Strategy<Value = Option<Node>> {
     let zone = proptest::option::of(select(vec!["z1", "z2"]));
     proptest::option::of((zone, addresses(1)).prop_map(|(zone, addresses)| Node {
         name: NODE.into(),
-        zone: zone.map(str::to_owned),
+        zone: zone.map(Name::from),
         addresses,
         ..Node::default()
     }))

@@ -74,7 +74,10 @@ fn an_endpoint_change_touches_its_service_port_and_no_frontend() {
     let delta = planner.apply([Change::Slice(slice)]);
     let web = key("web", "", Protocol::Tcp, IpFamily::V4);
     assert_eq!(delta.ports.keys().collect::<Vec<_>>(), [&web]);
-    assert_eq!(texts(&delta.ports[&web].as_ref().unwrap().cluster), ["10.0.0.1:8080 local"]);
+    assert_eq!(
+        texts(delta.ports[&web].as_ref().unwrap().endpoints.cluster()),
+        ["10.0.0.1:8080 local"]
+    );
     assert!(delta.frontends.is_empty());
     assert_eq!(delta.problems, None);
 }
@@ -87,7 +90,7 @@ fn slices_that_arrive_before_their_service_wait_for_it() {
     let slices: Vec<_> = known.slices.values().cloned().map(Change::Slice).collect();
     assert_eq!(planner.apply(slices), Delta::default());
     planner.apply(known.services.values().cloned().map(Change::Service));
-    assert_eq!(web(planner.desired()).cluster.len(), 2);
+    assert_eq!(web(planner.desired()).endpoints.cluster().len(), 2);
 }
 
 #[test]
@@ -112,19 +115,19 @@ fn a_slice_whose_label_moves_serves_the_other_service() {
     slice.service = ObjectName::new("default", "other");
     let delta = planner.apply([Change::Slice(slice)]);
     assert_eq!(delta.ports.len(), 2);
-    assert!(web(planner.desired()).cluster.is_empty());
+    assert!(web(planner.desired()).endpoints.cluster().is_empty());
     let other = key("other", "", Protocol::Tcp, IpFamily::V4);
-    assert_eq!(planner.desired().ports[&other].cluster.len(), 2);
+    assert_eq!(planner.desired().ports[&other].endpoints.cluster().len(), 2);
 }
 
 #[test]
 fn a_zone_change_of_our_node_plans_everything_anew_and_a_heartbeat_nothing() {
     let mut known = snapshot(WEB);
     let mut planner = planner(&known);
-    assert_eq!(web(planner.desired()).cluster.len(), 2);
+    assert_eq!(web(planner.desired()).endpoints.cluster().len(), 2);
     let node = |zone: &str| Node { name: NODE.into(), zone: Some(zone.into()), ..Node::default() };
     planner.apply([Change::Node(Some(node("z2")))]);
-    assert_eq!(texts(&web(planner.desired()).cluster), ["10.0.0.2:8080 remote"]);
+    assert_eq!(texts(web(planner.desired()).endpoints.cluster()), ["10.0.0.2:8080 remote"]);
     let tainted = Node { to_be_deleted: true, ..node("z2") };
     assert_eq!(planner.apply([Change::Node(Some(tainted))]), Delta::default());
     planner.apply([Change::Node(None)]);

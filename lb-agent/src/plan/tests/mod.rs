@@ -3,6 +3,7 @@
 mod choice;
 mod disputes;
 mod frontends;
+mod health;
 mod histories;
 mod increments;
 

@@ -1,6 +1,7 @@
 //! What runs inside the host: reads orders, carries each out on a thread of its own, answers.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufRead, Read, Write, stdin, stdout};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::dup2_stderr;
 
 use super::client::{Socket, ask_many};
 use super::load::Running;
@@ -112,6 +114,9 @@ fn carry_out(state: &Mutex<State>, order: Order) -> Result<Report> {
         }
         Order::Get { address, path, timeout } => Ok(Report::Page(get(address, &path, timeout)?)),
         Order::Detach => {
+            // Whoever started us may have its standard error read to the end (`lab up | less`).
+            let nobody = File::options().write(true).open("/dev/null").context("open /dev/null")?;
+            dup2_stderr(nobody).context("redirect standard error")?;
             lock(state).detached = true;
             Ok(Report::Done)
         }
@@ -131,5 +136,9 @@ fn get(address: SocketAddr, path: &str, timeout: Duration) -> Result<Page> {
     let (head, body) = text.split_once("\r\n\r\n").context("the answer has no HTTP header")?;
     ensure!(head.starts_with("HTTP/1."), "not an HTTP answer: {head}");
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
-    Ok(Page { status: status.context("the answer has no status code")?, body: body.to_owned() })
+    Ok(Page {
+        status: status.context("the answer has no status code")?,
+        headers: head.lines().skip(1).map(str::to_owned).collect(),
+        body: body.to_owned(),
+    })
 }

@@ -270,6 +270,8 @@ pub struct LoadReport {
 pub struct Page {
     /// Status code.
     pub status: u16,
+    /// Header lines, without the status line.
+    pub headers: Vec<String>,
     /// Body.
     pub body: String,
 }

@@ -1,5 +1,6 @@
 use super::super::endpoints::endpoints;
 use super::{assert_reasons, yaml};
+use crate::cluster::name::Name;
 use crate::cluster::snapshot::{EndpointPort, IpFamily, ObjectName, Protocol};
 
 #[test]
@@ -44,7 +45,7 @@ subsets:
     ]
     .map(|(name, family, ports, endpoints)| (name.to_owned(), family, ports, endpoints));
     assert_eq!(summary, expected);
-    let unnamed = EndpointPort { name: String::new(), protocol: Protocol::Tcp, port: 8080 };
+    let unnamed = EndpointPort { name: Name::default(), protocol: Protocol::Tcp, port: 8080 };
     assert_eq!(slices[0].ports[0], unnamed, "a port without name has the empty name");
 }
 

@@ -63,8 +63,8 @@ endpoints:
             serving: true,
             terminating: true,
             node: Some("node-a".into()),
-            zone_hints: vec!["z1".to_owned(), "z2".to_owned()],
-            node_hints: vec!["node-a".to_owned()],
+            zone_hints: ["z1".into(), "z2".into()].into(),
+            node_hints: ["node-a".into()].into(),
             ..endpoint("10.244.1.12")
         }],
         trigger_time: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_250)),

@@ -161,5 +161,5 @@ endpoints: [{addresses: [10.0.0.1]}]
     let super::super::file::Content::Slice(Some(slice)) = &manifests[0].content else {
         panic!("{manifests:?}");
     };
-    assert_eq!(slice.ports[0].name, "");
+    assert_eq!(*slice.ports[0].name, *"");
 }

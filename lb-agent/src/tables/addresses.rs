@@ -1,0 +1,98 @@
+//! ADDRESSES: the node's own addresses and the ClusterIPs. One address can be both, so each entry
+//! is derived from two sources, and is written when what follows from them differs from what is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use lb_common::abi::{Address, AddressFlags};
+
+use super::store::{Store, StoreError};
+use crate::cluster::snapshot::Protocol;
+use crate::plan::desired::FrontendAddress;
+
+/// Bits that come from the node.
+const NODE: u32 = AddressFlags::NODE | AddressFlags::NODE_PORTS;
+
+/// What ADDRESSES holds and what it should hold.
+#[derive(Debug, Default)]
+pub(super) struct Addresses {
+    written: BTreeMap<Address, u32>,
+    /// The node's own addresses with their bits.
+    node: BTreeMap<Address, u32>,
+    /// Every port of every ClusterIP; those of one address are neighbours.
+    cluster: BTreeSet<FrontendAddress>,
+}
+
+impl Addresses {
+    /// Reads the map. Which ClusterIPs are still wanted is said by the first plan; until the node
+    /// is looked at, its addresses are those of the last run.
+    pub(super) fn adopt<S: Store>(store: &S) -> Result<Self, StoreError> {
+        let written: BTreeMap<_, _> = store.addresses()?.into_iter().collect();
+        let node = written.iter().map(|(address, flags)| (*address, flags & NODE));
+        let node = node.filter(|(_, flags)| *flags != 0).collect();
+        Ok(Self { written, node, cluster: BTreeSet::new() })
+    }
+
+    /// The node's own addresses; true for those that serve NodePorts.
+    pub(super) fn set_node<S: Store>(
+        &mut self,
+        store: &mut S,
+        addresses: &BTreeMap<IpAddr, bool>,
+    ) -> Result<(), StoreError> {
+        let flags = |serves: bool| if serves { NODE } else { AddressFlags::NODE };
+        let node = addresses.iter().map(|(address, serves)| ((*address).into(), flags(*serves)));
+        let before = std::mem::replace(&mut self.node, node.collect());
+        let touched: BTreeSet<Address> = before.keys().chain(self.node.keys()).copied().collect();
+        touched.into_iter().try_for_each(|address| self.write(store, address))
+    }
+
+    /// `frontend` is a port of a ClusterIP now, or isn't any more.
+    pub(super) fn set_cluster_ip<S: Store>(
+        &mut self,
+        store: &mut S,
+        frontend: &FrontendAddress,
+        is_cluster_ip: bool,
+    ) -> Result<(), StoreError> {
+        let changed = if is_cluster_ip {
+            self.cluster.insert(*frontend)
+        } else {
+            self.cluster.remove(frontend)
+        };
+        if changed { self.write(store, frontend.address.into()) } else { Ok(()) }
+    }
+
+    /// Forgets ClusterIPs that only an earlier run knew.
+    pub(super) fn settle<S: Store>(&mut self, store: &mut S) -> Result<(), StoreError> {
+        let all: Vec<Address> = self.written.keys().copied().collect();
+        all.into_iter().try_for_each(|address| self.write(store, address))
+    }
+
+    fn write<S: Store>(&mut self, store: &mut S, address: Address) -> Result<(), StoreError> {
+        let node = self.node.get(&address).copied().unwrap_or(0);
+        let cluster = if self.is_cluster_ip(address.into()) { AddressFlags::CLUSTER_IP } else { 0 };
+        let wanted = node | cluster;
+        if self.written.get(&address).copied().unwrap_or(0) == wanted {
+            return Ok(());
+        }
+        if wanted == 0 {
+            store.remove_address(&address)?;
+            self.written.remove(&address);
+            return Ok(());
+        }
+        match store.set_address(&address, wanted) {
+            Ok(()) => {
+                self.written.insert(address, wanted);
+                Ok(())
+            }
+            // The map has room for a ClusterIP of each Service. Beyond that, a port that nobody
+            // serves is not refused there, and that is all.
+            Err(StoreError::Full { .. }) if node == 0 => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        let first = FrontendAddress { address, port: 0, protocol: Protocol::Tcp };
+        self.cluster.range(first..).next().is_some_and(|next| next.address == address)
+    }
+}
