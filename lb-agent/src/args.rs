@@ -68,6 +68,11 @@ pub enum Command {
     /// Remove every program, link and map that lb-agent made on this node, and nothing else
     #[command(help_template = TEMPLATE)]
     Cleanup(PinArgs),
+    /// Mount a BPF file system where `run` pins its objects, unless one is there
+    ///
+    /// For the init container of the DaemonSet: `run` has no right to mount on the node.
+    #[command(help_template = TEMPLATE)]
+    MountBpffs(PinArgs),
     /// Print the Services that the kernel's tables hold
     #[command(help_template = TEMPLATE)]
     Services(ServicesArgs),
@@ -183,8 +188,8 @@ pub struct NodeArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Kernel")]
 pub struct KernelArgs {
-    /// cgroup2 directory whose processes get ClusterIPs translated at connect [default: the root of
-    /// the cgroup2 mount]
+    /// cgroup2 directory whose processes get ClusterIPs translated at connect, or a directory below
+    /// which cgroup2 is mounted [default: the root of the cgroup2 mount]
     #[arg(long, env = "LB_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
     /// Where packets from outside are translated first

@@ -10,6 +10,7 @@ use lb_agent::args::{Args, Command, PinArgs};
 use lb_agent::bpf::Kernel;
 use lb_agent::bpf::cleanup::cleanup;
 use lb_agent::bpf::expiry::FlowTables;
+use lb_agent::bpf::pins::mount_bpffs;
 use lb_agent::bpf::read::Reader;
 use lb_agent::config::Config;
 use lb_agent::datapath::NodeDatapath;
@@ -46,6 +47,10 @@ fn dispatch(args: Args) -> anyhow::Result<()> {
                     directory.display()
                 ),
             })
+        }
+        Command::MountBpffs(PinArgs { bpffs }) => {
+            let said = if mount_bpffs(&bpffs)? { "mounted" } else { "there is already" };
+            print(&format!("{said} a BPF file system on {}", bpffs.display()))
         }
         Command::Services(args) => {
             let rows = Reader::open(&args.pins.bpffs)?.services()?;

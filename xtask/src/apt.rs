@@ -124,7 +124,10 @@ impl Suite {
 }
 
 /// The Debian mirror that the machine's own sources name.
-fn mirror() -> Result<String> {
+///
+/// # Errors
+/// When they name none: says how to name one.
+pub fn mirror() -> Result<String> {
     if let Some(mirror) = std::env::var(MIRROR).ok().filter(|mirror| !mirror.is_empty()) {
         return Ok(mirror);
     }

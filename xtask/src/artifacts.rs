@@ -3,7 +3,7 @@
 //! A single cargo command for the whole workspace, because `-p X` alone would compile shared dependencies
 //! again with other features.
 
-use crate::workspace;
+use crate::{process, workspace};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -119,6 +119,28 @@ pub fn build_optimised(packages: &[&str], programs: &[&str]) -> Result<Artifacts
     cargo.args(packages.iter().flat_map(|package| ["--package", package]));
     cargo.args(programs.iter().flat_map(|program| ["--bin", program]));
     run(cargo)
+}
+
+/// Builds the agent alone, showing cargo's own progress.
+///
+/// # Errors
+/// When the build fails; cargo's messages went to stderr.
+pub fn build_agent() -> Result<Artifacts> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--package", "lb-agent", "--bin", "lb-agent"]);
+    run(cargo)
+}
+
+/// The shared libraries of a program, its loader included.
+///
+/// # Errors
+/// When it is no program of this machine.
+pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let listed = process::output(Command::new("ldd").arg(program))?;
+    let paths = listed.lines().filter_map(|line| {
+        line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from)
+    });
+    Ok(paths.collect())
 }
 
 /// Runs a build and reads what it made.

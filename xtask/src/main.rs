@@ -8,6 +8,7 @@ mod artifacts;
 mod bench;
 mod build_ebpf;
 mod demo;
+mod e2e;
 #[path = "../../lb-agent/build/ebpf.rs"]
 mod ebpf;
 mod lab;
@@ -40,6 +41,7 @@ enum Command {
     Demo(demo::Args),
     Test(test::Args),
     Lab(lab::Args),
+    E2e(e2e::Args),
     Bench(bench::Args),
     Vm(vm::Args),
 }
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Lab(args) => lab::run(&args),
+        Command::E2e(args) => e2e::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Vm(args) => vm::run(&args),
     };

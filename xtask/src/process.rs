@@ -89,26 +89,44 @@ fn wait(child: &mut Child, limit: Duration, mut tick: impl FnMut()) -> Result<En
     }
 }
 
-/// Ends a program and its descendants: SIGTERM, so that tests remove their namespaces, then SIGKILL.
+/// Ends a program and its descendants.
 fn end_tree(child: &mut Child) -> Result<()> {
     let tree = tree_of(i32::try_from(child.id()).context("a process id beyond i32")?);
+    // Reaped at once, or it would stay in /proc and seem alive.
+    end(&tree, || child.try_wait().context("wait for a program that was ended").map(drop))?;
+    child.wait().context("wait for a program that was killed")?;
+    Ok(())
+}
+
+/// Ends every program that we started, but the one with the id `except`, with their descendants. Another
+/// thread waits for them.
+///
+/// # Errors
+/// When a process id is beyond i32.
+pub fn end_children(except: u32) -> Result<()> {
+    let own = i32::try_from(std::process::id()).context("a process id beyond i32")?;
+    let except = i32::try_from(except).context("a process id beyond i32")?;
+    let spared = tree_of(except);
+    let mut tree = tree_of(own);
+    tree.retain(|process| process.id != own && !spared.contains(process));
+    end(&tree, || Ok(()))
+}
+
+/// Ends processes: SIGTERM, so that tests remove their namespaces, then SIGKILL.
+fn end(processes: &[Process], mut tick: impl FnMut() -> Result<()>) -> Result<()> {
     let signal = |signal| {
-        let alive: Vec<_> = tree.iter().filter(|process| process.is_alive()).collect();
-        for process in &alive {
+        for process in processes.iter().filter(|process| process.is_alive()) {
             // A process that ended meanwhile is what we want.
             let _ = kill(Pid::from_raw(process.id), signal);
         }
-        !alive.is_empty()
     };
     signal(Signal::SIGTERM);
     let started = Instant::now();
-    while started.elapsed() < GRACE && tree.iter().any(Process::is_alive) {
-        // Reaped at once, or it would stay in /proc and seem alive.
-        child.try_wait().context("wait for a program that was ended")?;
+    while started.elapsed() < GRACE && processes.iter().any(Process::is_alive) {
+        tick()?;
         std::thread::sleep(POLL);
     }
     signal(Signal::SIGKILL);
-    child.wait().context("wait for a program that was killed")?;
     Ok(())
 }
 

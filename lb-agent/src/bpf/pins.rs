@@ -39,10 +39,7 @@ impl Pins {
     /// The pins under a mount point that is made usable: a BPF file system is mounted if none is,
     /// and the directories exist.
     pub fn prepare(bpffs: &Path) -> Result<Self, BpfError> {
-        if !is_bpffs(bpffs)? {
-            mount(Some("bpf"), bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0700")).map_err(
-                |errno| BpfError::Mount { path: bpffs.to_owned(), source: errno.into() },
-            )?;
+        if mount_bpffs(bpffs)? {
             tracing::info!(path = %bpffs.display(), "mounted a BPF file system");
         }
         let pins = Self::at(bpffs);
@@ -88,6 +85,19 @@ impl Pins {
         let links = self.links();
         names(&links).map_err(BpfError::pin("list", &links))
     }
+}
+
+/// Mounts a BPF file system on a directory unless one is there; whether it had to.
+///
+/// # Errors
+/// Without the directory, or without the right to mount.
+pub fn mount_bpffs(directory: &Path) -> Result<bool, BpfError> {
+    if is_bpffs(directory)? {
+        return Ok(false);
+    }
+    mount(Some("bpf"), directory, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|errno| BpfError::Mount { path: directory.to_owned(), source: errno.into() })?;
+    Ok(true)
 }
 
 /// Whether a BPF file system is mounted there.

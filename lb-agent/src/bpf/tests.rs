@@ -171,7 +171,7 @@ fn a_restart_adopts_maps_and_links_and_cleanup_leaves_nothing() {
         kernel.attach_sockets().unwrap();
         kernel.sync_devices(&devices).unwrap();
         let names = Pins::at(place.bpffs()).link_names().unwrap();
-        assert_eq!(names.len(), 8 + 2 * 2, "{names:?}");
+        assert_eq!(names.len(), 9 + 2 * 2, "{names:?}");
         for status in kernel.attached().values() {
             assert_eq!((status.tc, status.xdp), (TcAttachment::Tcx, XdpAttachment::Off));
         }

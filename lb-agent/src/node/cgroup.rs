@@ -34,39 +34,44 @@ pub enum CgroupError {
     },
     /// The directory is something else.
     #[error(
-        "--cgroup-root {0} is not in a cgroup2 file system; `findmnt -t cgroup2` shows where one is"
+        "--cgroup-root {0} is not in a cgroup2 file system, and none is mounted below it; `findmnt -t \
+         cgroup2` shows where one is"
     )]
     NotCgroup2(PathBuf),
 }
 
 /// The directory that was asked for, checked, or the root of the cgroup2 mount.
+///
+/// Where cgroup v1 controllers are mounted, cgroup2 is below them: /sys/fs/cgroup is then no cgroup2
+/// directory but has one, so that one manifest serves both kinds of node.
 pub fn cgroup_root(asked: Option<&Path>) -> Result<PathBuf, CgroupError> {
+    let table = || std::fs::read(MOUNT_TABLE).map_err(CgroupError::MountTable);
     let Some(path) = asked else {
-        let table = std::fs::read(MOUNT_TABLE).map_err(CgroupError::MountTable)?;
-        return cgroup2_mount(&table).ok_or(CgroupError::NotMounted);
+        return cgroup2_mount(&table()?, Path::new("/")).ok_or(CgroupError::NotMounted);
     };
-    let path = path.to_owned();
-    match statfs(&path) {
-        Err(source) => Err(CgroupError::Unreadable { path, source }),
-        Ok(info) if info.filesystem_type() == CGROUP2_SUPER_MAGIC => Ok(path),
-        Ok(_) => Err(CgroupError::NotCgroup2(path)),
+    match statfs(path) {
+        Err(source) => Err(CgroupError::Unreadable { path: path.to_owned(), source }),
+        Ok(info) if info.filesystem_type() == CGROUP2_SUPER_MAGIC => Ok(path.to_owned()),
+        Ok(_) => {
+            cgroup2_mount(&table()?, path).ok_or_else(|| CgroupError::NotCgroup2(path.to_owned()))
+        }
     }
 }
 
-/// Picks the mount of the whole hierarchy before one of a part of it; of equals the last, which
-/// hides the others. The form of the table: proc_pid_mountinfo(5).
-fn cgroup2_mount(table: &[u8]) -> Option<PathBuf> {
+/// Of the mounts at or below `above`, picks one of the whole hierarchy before one of a part of it; of
+/// equals the last, which hides the others. The form of the table: proc_pid_mountinfo(5).
+fn cgroup2_mount(table: &[u8], above: &Path) -> Option<PathBuf> {
     let mounts = table.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let root = fields.nth(3)?;
         let mount_point = fields.next()?;
         // Options and a variable number of optional fields end with a lone hyphen.
         let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        (kind == b"cgroup2").then_some((root == b"/", mount_point))
+        let mount_point = PathBuf::from(OsString::from_vec(unescape(mount_point)));
+        (kind == b"cgroup2" && mount_point.starts_with(above))
+            .then_some((root == b"/", mount_point))
     });
-    mounts
-        .max_by_key(|(is_whole, _)| *is_whole)
-        .map(|(_, mount_point)| PathBuf::from(OsString::from_vec(unescape(mount_point))))
+    mounts.max_by_key(|(is_whole, _)| *is_whole).map(|(_, mount_point)| mount_point)
 }
 
 /// Blank, tab, newline and backslash are written as `\` and three octal digits.
@@ -125,7 +130,23 @@ mod tests {
             ),
             ("a torn line", "1 2 0:3 /\n", None),
         ] {
-            assert_eq!(cgroup2_mount(table.as_bytes()), expected.map(PathBuf::from), "{case}");
+            let found = cgroup2_mount(table.as_bytes(), Path::new("/"));
+            assert_eq!(found, expected.map(PathBuf::from), "{case}");
+        }
+    }
+
+    #[test]
+    fn below_a_directory_its_own_mounts_alone_count() {
+        let table = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n\
+                     41 31 0:28 /../.. /host/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                     42 31 0:28 / /host/cgroups rw - cgroup2 cgroup2 rw\n";
+        for (above, expected) in [
+            ("/host/cgroup", Some("/host/cgroup/unified")),
+            ("/host/cgroup/unified", Some("/host/cgroup/unified")),
+            ("/run", None),
+        ] {
+            let found = cgroup2_mount(table.as_bytes(), Path::new(above));
+            assert_eq!(found, expected.map(PathBuf::from), "{above}");
         }
     }
 

@@ -124,6 +124,7 @@ fn default_capacities(directory: &Path) -> Result<Capacities> {
         Command::Cleanup(_)
         | Command::Services(_)
         | Command::Flows(_)
+        | Command::MountBpffs(_)
         | Command::Completion { .. } => anyhow::bail!("`run` is another command"),
     }
 }

@@ -15,6 +15,7 @@ pub mod confined;
 pub mod control_plane;
 pub mod credentials;
 pub mod etcd;
+pub mod go;
 pub mod namespace;
 pub mod objects;
 pub mod process;

@@ -36,7 +36,10 @@ const fn package(
     Package { program, name, why, purpose }
 }
 
-const PACKAGES: [Package; 8] = [
+/// A package of its own since trixie; before, docker.io has it.
+const DOCKER_CLIENT: &str = "docker-cli";
+
+const PACKAGES: [Package; 12] = [
     package(Purpose::Build, "cc", "gcc", "links the agent and its tools"),
     package(Purpose::Demo, "ip", "iproute2", "shows and changes the lab's networks"),
     package(Purpose::Demo, "ethtool", "ethtool", "turns checksum offload off where XDP rewrites"),
@@ -45,6 +48,10 @@ const PACKAGES: [Package; 8] = [
     package(Purpose::Test, "depmod", "kmod", "orders the other kernels' modules"),
     package(Purpose::Test, "xz", "xz-utils", "unpacks the other kernels' modules"),
     package(Purpose::Test, "go", "golang-go", "builds the API server of the cluster tests"),
+    package(Purpose::E2e, "debootstrap", "debootstrap", "makes what nodes consist of"),
+    package(Purpose::E2e, "dockerd", "docker.io", "runs the nodes of a cluster"),
+    package(Purpose::E2e, "docker", DOCKER_CLIENT, "starts the nodes of a cluster"),
+    package(Purpose::E2e, "iptables", "iptables", "joins the nodes' network to nothing else"),
 ];
 
 /// What `purpose` needs and this machine lacks.
@@ -69,9 +76,11 @@ pub fn install(packages: &[Package]) -> Result<()> {
     for package in packages {
         eprintln!("setup: {package}");
     }
-    let names = names(packages);
     if process::find("apt-get").is_none() {
-        bail!("no apt-get on this machine: install what Debian calls {names} by its own means");
+        bail!(
+            "no apt-get on this machine: install what Debian calls {} by its own means",
+            names(packages)
+        );
     }
     let apt = || {
         let mut command = Command::new("apt-get");
@@ -93,8 +102,15 @@ pub fn install(packages: &[Package]) -> Result<()> {
     if packages.iter().any(|package| package.program == "go") {
         go::check_candidate()?;
     }
+    let mut packages = packages.to_vec();
+    packages.retain(|package| package.name != DOCKER_CLIENT || is_known(DOCKER_CLIENT));
     let mut install = apt();
     install.args(["install", "--yes", "--no-install-recommends"]);
     install.args(packages.iter().map(|package| package.name));
-    run(&format!("install {names}"), &mut install, INSTALL_LIMIT)
+    run(&format!("install {}", names(&packages)), &mut install, INSTALL_LIMIT)
+}
+
+/// Whether this release of the distribution has the package.
+fn is_known(package: &str) -> bool {
+    process::output(Command::new("apt-cache").args(["show", package])).is_ok()
 }

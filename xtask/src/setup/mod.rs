@@ -34,6 +34,8 @@ pub enum Purpose {
     Demo,
     /// Also run every test: a real API server, other kernels
     Test,
+    /// Also run Kubernetes' own tests on a cluster of containers
+    E2e,
 }
 
 impl Purpose {
@@ -43,6 +45,7 @@ impl Purpose {
             Self::Build => "build",
             Self::Demo => "demo",
             Self::Test => "test",
+            Self::E2e => "e2e",
         }
     }
 }
@@ -64,7 +67,7 @@ pub fn ensure(purpose: Purpose) -> Result<()> {
     let _lock = workspace::lock(&workspace::cache_dir("")?.join("setup.lock"))?;
     let mut installed = ensure_packages(purpose)?;
     installed += rust::ensure(purpose)?;
-    if purpose == Purpose::Test {
+    if purpose >= Purpose::Test {
         go::check()?;
     }
     if installed == 0 {

@@ -18,7 +18,7 @@ const SUITES: [&str; 3] = ["trixie-backports", "trixie", "sid"];
 /// Gets what is missing and returns how much that was.
 pub fn ensure(purpose: Purpose) -> Result<usize> {
     let mut installed = 0;
-    if purpose == Purpose::Test {
+    if purpose >= Purpose::Test {
         for (program, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
             installed += usize::from(ensure_component(program, component)?);
         }

@@ -3,13 +3,12 @@
 //! Format: <https://docs.kernel.org/driver-api/early-userspace/buffer-format.html>
 
 use super::kernel::Kernel;
-use crate::process;
+use crate::artifacts::libraries;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -44,15 +43,6 @@ pub fn write(image: &Path, init: &Path, kernel: &Kernel, filter: Option<&str>) -
     }
     archive.entry("TRAILER!!!", 0, (0, 0), &[])?;
     archive.out.flush().with_context(|| format!("write {}", image.display()))
-}
-
-/// The shared libraries of a program, its loader included.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let listed = process::output(Command::new("ldd").arg(program))?;
-    let paths = listed.lines().filter_map(|line| {
-        line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from)
-    });
-    Ok(paths.collect())
 }
 
 struct Archive<W> {
