@@ -24,6 +24,7 @@ const RUN_USAGE: &str = "\
 lb-agent run [--kubeconfig FILE [--master URL] | --manifests DIR]
       [--hostname-override NAME] [--cluster-cidr CIDR[,CIDR]]
       [--nodeport-addresses primary|CIDR[,CIDR]...] [--devices NAME[,NAME]...]
+      [--netns-dirs DIR[,DIR]...]
       [--xdp auto|native|generic|off] [--cgroup-root DIR] [--bpffs DIR]
       [--snat-port-range FIRST-LAST] [--max-services N] [--max-backends N]
       [--max-slots N] [--max-source-ranges N] [--max-flows N] [--healthz-bind-address IP[:PORT]]
@@ -182,6 +183,11 @@ pub struct NodeArgs {
     /// eth [default: those of the default routes, and overlay devices]
     #[arg(long, env = "LB_DEVICES", value_name = "NAME", value_delimiter = ',')]
     pub devices: Vec<String>,
+    /// Directories where container runtimes mount the network namespaces of pods; /proc stands for
+    /// those of all processes that can be seen; empty for none
+    #[arg(long, env = "LB_NETNS_DIRS", value_name = "DIR", value_delimiter = ',')]
+    #[arg(default_value = "/run/netns,/var/run/netns,/run/docker/netns,/proc")]
+    pub netns_dirs: Vec<String>,
 }
 
 /// How the kernel is used.

@@ -113,6 +113,8 @@ pub struct Config {
     pub nodeport_addresses: NodePortAddresses,
     /// Which devices packets from outside come in on.
     pub devices: DeviceSelection,
+    /// Where the network namespaces of pods are mounted; `/proc` for those of processes.
+    pub netns_dirs: Vec<PathBuf>,
     /// cgroup2 directory of the socket hooks; the root of the mount without one.
     pub cgroup_root: Option<PathBuf>,
     /// Mount point of the BPF file system.
@@ -163,6 +165,7 @@ impl Config {
             cluster_cidrs: cluster_cidrs(&args.node.cluster_cidr)?,
             nodeport_addresses: nodeport_addresses(&args.node.nodeport_addresses)?,
             devices: devices(&args.node.devices)?,
+            netns_dirs: given(&args.node.netns_dirs).map(PathBuf::from).collect(),
             cgroup_root: args.kernel.cgroup_root,
             bpffs: args.pins.bpffs,
             xdp: args.kernel.xdp,
@@ -441,6 +444,19 @@ mod tests {
             let addresses = config(&["--nodeport-addresses", text]).unwrap().nodeport_addresses;
             let restricted = [IpFamily::V4, IpFamily::V6].map(|family| addresses.restricts(family));
             assert_eq!(restricted, [v4, v6], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn directories_of_network_namespaces_are_those_of_the_usual_runtimes_or_as_given() {
+        let usual = ["/run/netns", "/var/run/netns", "/run/docker/netns", "/proc"];
+        for (flags, expected) in [
+            (&[][..], &usual[..]),
+            (&["--netns-dirs", "/a, /proc"], &["/a", "/proc"]),
+            (&["--netns-dirs", ""], &[]),
+        ] {
+            let expected: Vec<_> = expected.iter().map(PathBuf::from).collect();
+            assert_eq!(config(flags).unwrap().netns_dirs, expected, "{flags:?}");
         }
     }
 

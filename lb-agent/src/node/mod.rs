@@ -8,6 +8,7 @@ pub mod classify;
 pub mod facts;
 pub mod namespace;
 pub mod observe;
+pub mod pods;
 pub mod ports;
 
 #[cfg(test)]

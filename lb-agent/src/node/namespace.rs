@@ -1,8 +1,12 @@
-//! Names of network namespaces. One of the few modules that may use `unsafe`.
+//! Network namespaces: their names, and visits. One of the few modules that may use `unsafe`.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// Why the namespace has no name.
@@ -32,6 +36,35 @@ pub fn netns_cookie() -> Result<u64, CookieError> {
     Ok(cookie)
 }
 
+/// Lets its thread look into other network namespaces. For threads that do nothing else: what runs
+/// on a thread is in the thread's namespace.
+#[derive(Debug)]
+pub struct Visitor {
+    home: File,
+}
+
+impl Visitor {
+    /// For the calling thread, whose namespace is home.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { home: File::open("/proc/thread-self/ns/net")? })
+    }
+
+    /// The namespace that it returns to.
+    pub fn home(&self) -> &File {
+        &self.home
+    }
+
+    /// Calls `look` inside the namespace that `path` leads to. Needs CAP_SYS_ADMIN. Sockets that
+    /// `look` opens stay in there.
+    pub fn visit<T>(&self, path: &Path, look: impl FnOnce() -> T) -> io::Result<T> {
+        let namespace = File::open(path)?;
+        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        let seen = look();
+        setns(&self.home, CloneFlags::CLONE_NEWNET)?;
+        Ok(seen)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,7 +74,7 @@ mod tests {
         let ours = netns_cookie().unwrap();
         assert_eq!(netns_cookie().unwrap(), ours);
         let theirs = std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("needs root");
             netns_cookie().unwrap()
         });
         assert_ne!(theirs.join().unwrap(), ours);
