@@ -75,12 +75,14 @@ impl NodeDatapath {
         self.write_node(tables)
     }
 
-    fn report(&self) -> ApplyReport {
+    fn report(&mut self) -> ApplyReport {
+        let udp_endpoints_left = self.tables.as_mut().is_some_and(Tables::take_udp_left);
         let unfit = self.tables.iter().flat_map(Tables::unfit);
         ApplyReport {
             unfit: unfit
                 .map(|(key, reason)| Unfit { key: key.clone(), reason: reason.to_owned() })
                 .collect(),
+            udp_endpoints_left,
         }
     }
 }
@@ -119,7 +121,8 @@ impl Datapath for NodeDatapath {
         self.write_clients(&mut tables)?;
         self.attach(&mut tables)?;
         self.tables = Some(tables);
-        Ok(self.report())
+        // What the last agent left to do isn't known.
+        Ok(ApplyReport { udp_endpoints_left: true, ..self.report() })
     }
 
     fn apply(&mut self, delta: &Delta) -> Result<ApplyReport, DatapathError> {

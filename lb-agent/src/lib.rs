@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod cluster;
 pub mod config;
 pub mod datapath;
+pub mod flows;
 pub mod inspect;
 pub mod logging;
 pub mod memory;

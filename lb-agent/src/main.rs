@@ -12,6 +12,7 @@ use lb_agent::bpf::cleanup::cleanup;
 use lb_agent::bpf::expiry::FlowTables;
 use lb_agent::bpf::pins::mount_bpffs;
 use lb_agent::bpf::read::Reader;
+use lb_agent::bpf::sockets::RememberedSockets;
 use lb_agent::config::Config;
 use lb_agent::datapath::NodeDatapath;
 use lb_agent::run::datapath::{Opened, Setup};
@@ -82,10 +83,11 @@ fn one_line(error: &anyhow::Error) -> String {
 }
 
 /// Opens the kernel's side.
-fn open(setup: &Setup) -> anyhow::Result<Opened<NodeDatapath, FlowTables>> {
+fn open(setup: &Setup) -> anyhow::Result<Opened<NodeDatapath, FlowTables, RememberedSockets>> {
     let kernel = Kernel::open(setup)?;
-    let (flows, counters) = (kernel.flows()?, Arc::new(kernel.counters()?));
-    Ok(Opened { datapath: NodeDatapath::new(kernel), flows, counters })
+    let (flows, sockets) = (kernel.flows()?, kernel.sockets()?);
+    let counters = Arc::new(kernel.counters()?);
+    Ok(Opened { datapath: NodeDatapath::new(kernel), flows, sockets, counters })
 }
 
 /// Prints to standard output. A reader that had enough (`| head`) is no error.

@@ -25,10 +25,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::flows::end_stale_sockets;
 use crate::memory;
 use crate::node::classify::Selection;
 use crate::node::observe::Observer;
-use crate::node::{cgroup, namespace, ports};
+use crate::node::{cgroup, namespace, pods, ports};
 use crate::serve::collect::{Drops, Watches};
 use crate::serve::health::Health;
 use crate::serve::metrics::Metrics;
@@ -36,7 +37,7 @@ use crate::serve::process::Process;
 use crate::serve::service_health::{self, ServiceHealth, Trouble};
 use crate::serve::{health_router, metrics_router, serve};
 use control::{Control, Inputs};
-use datapath::{Datapath, FlowExpiry, Opened, Setup};
+use datapath::{Datapath, FlowExpiry, Opened, Setup, Translations};
 use notices::{Notice, Notices};
 use reports::Reports;
 use source::Server;
@@ -48,9 +49,9 @@ const NOTICES: usize = 64;
 
 /// Runs the agent until SIGTERM or SIGINT. `open` opens the kernel's side, once everything else
 /// that can fail at the start has not.
-pub fn run<D: Datapath, F: FlowExpiry>(
+pub fn run<D: Datapath, F: FlowExpiry, T: Translations>(
     config: Config,
-    open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F>>,
+    open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F, T>>,
 ) -> anyhow::Result<()> {
     memory::share();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -65,16 +66,16 @@ pub fn run<D: Datapath, F: FlowExpiry>(
     result
 }
 
-async fn work<D: Datapath, F: FlowExpiry>(
+async fn work<D: Datapath, F: FlowExpiry, T: Translations>(
     config: Config,
-    open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F>>,
+    open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F, T>>,
 ) -> anyhow::Result<()> {
     let stop = Stop::new().context("handle SIGTERM and SIGINT")?;
     let setup = setup(&config)?;
     let following = source::follow(&config.source, &config.node_name).await?;
     let (observer, observed) = Observer::start().await?;
     tokio::spawn(observer.run());
-    let Opened { datapath, flows, counters } = open(&setup)?;
+    let Opened { datapath, flows, sockets, counters } = open(&setup)?;
 
     let mut collectors: Vec<Box<dyn Collector>> =
         vec![Box::new(Drops(counters)), Box::new(Process::new())];
@@ -83,6 +84,8 @@ async fn work<D: Datapath, F: FlowExpiry>(
     }
     let metrics = Metrics::new(collectors);
     tokio::spawn(expiry::expire(flows, metrics.clone()));
+    let pods = pods::follow(config.netns_dirs.clone());
+    let bell = end_stale_sockets(sockets, pods, metrics.clone());
     let health = Arc::new(Health::new(following.server.is_some()));
     if let Some(address) = config.healthz {
         let router = health_router(health.clone(), metrics.clone());
@@ -96,7 +99,8 @@ async fn work<D: Datapath, F: FlowExpiry>(
     let notices = Notices::new(events);
     let service_health = Arc::new(ServiceHealth::new(config.nodeport_addresses.clone()));
     spawn_service_health(&service_health, &health, &metrics, &notices);
-    let reports = Reports::new(metrics, health, service_health, notices, expects_node);
+    let reports =
+        Reports::new(metrics, health, service_health, notices, expects_node).with_sockets(bell);
 
     let Config { node_name, devices, nodeport_addresses, .. } = config;
     let selection = Selection { devices, nodeport_addresses };

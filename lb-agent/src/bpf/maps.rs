@@ -63,7 +63,12 @@ impl PinnedMaps {
     }
 }
 
-fn table<T: Pod>(pins: &Pins, name: &'static str, access: Access) -> Result<Table<T>, BpfError> {
+/// Maps a pinned array.
+pub(super) fn table<T: Pod>(
+    pins: &Pins,
+    name: &'static str,
+    access: Access,
+) -> Result<Table<T>, BpfError> {
     let kinds = [bpf_map_type::BPF_MAP_TYPE_ARRAY];
     // Writable in any case: a shared mapping of a read-only descriptor isn't shared for the kernel
     // (mm/mmap.c clears VM_SHARED), and BPF refuses such. `access` protects the pages instead.

@@ -9,6 +9,7 @@
 //! kernel.sync_devices(&facts.devices)?;         // tc and XDP; again whenever the devices change
 //! kernel.attached()                             // index → DeviceStatus { tc, xdp, … }
 //! kernel.flows()?                               // FlowTables: keep them, call expire() every 20 s or so
+//! kernel.sockets()?                             // RememberedSockets: which of the node's sockets are stale
 //! kernel.counters()?                            // impl KernelCounters, for metrics
 //! ```
 //!
@@ -23,6 +24,7 @@ pub mod expiry;
 pub mod maps;
 pub mod pins;
 pub mod read;
+pub mod sockets;
 
 mod filters;
 mod hash;
@@ -50,6 +52,7 @@ use maps::PinnedMaps;
 pub use object::OBJECT;
 use object::Programs;
 use pins::Pins;
+use sockets::RememberedSockets;
 pub use sys::Access;
 
 /// The datapath of this node.
@@ -104,6 +107,11 @@ impl Kernel {
     /// The flow tables, for their expiry.
     pub fn flows(&self) -> Result<FlowTables, BpfError> {
         FlowTables::open(&self.pins)
+    }
+
+    /// What the socket hooks remember.
+    pub fn sockets(&self) -> Result<RememberedSockets, BpfError> {
+        RememberedSockets::open(&self.pins)
     }
 
     /// The counters of the programs.

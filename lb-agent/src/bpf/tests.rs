@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use lb_common::abi::{
     Address, Backend, BackendFlags, BackendIndex, Device as AbiDevice, Flow, FlowFlags, FlowKey,
-    Frontend, FrontendKey, FrontendKind, Region, ServiceFlags, ServiceIndex, ServiceName,
-    ServicePointer, ServiceRecord, SourceRange, SourceSet,
+    Frontend, FrontendKey, FrontendKind, Region, ReverseKey, ReverseValue, ServiceFlags,
+    ServiceIndex, ServiceName, ServicePointer, ServiceRecord, SourceRange, SourceSet,
 };
 use lb_common::bytes::Be16;
 use lb_common::family::{Addr4, V4};
@@ -26,6 +26,7 @@ use crate::args::XdpMode;
 use crate::config::Capacities;
 use crate::node::cgroup::cgroup_root;
 use crate::plan::desired::FrontendKind as RowKind;
+use crate::run::datapath::Translations as _;
 use crate::tables::encode;
 use crate::tables::store::{Store as _, StoreError, Table};
 
@@ -159,6 +160,30 @@ fn fill(maps: &mut PinnedMaps) {
     maps.set_frontend(&KEY(), &VALUE).unwrap();
     maps.set_address(&address("fd00::1"), 1).unwrap();
     maps.set_device(3, &AbiDevice { mtu: 1500, ..AbiDevice::default() }).unwrap();
+}
+
+#[test]
+fn a_socket_is_stale_once_the_backend_that_it_was_led_to_has_another_generation() {
+    alone(|place| {
+        let kernel = Kernel::open(&place.setup()).unwrap();
+        let mut maps = kernel.maps().unwrap();
+        fill(&mut maps);
+        let reverse = Hash::open(&kernel.pins, abi::map::REVERSE, Access::ReadWrite).unwrap();
+        let (backend, mapped) = (address("10.244.0.9"), "10.244.0.9:8080".parse().unwrap());
+        let key = ReverseKey { cookie: 77, address: backend, port: Be16::new(8080), pad: [0; 6] };
+        let value =
+            ReverseValue { backend: BackendIndex(5), generation: 3, ..ReverseValue::default() };
+        reverse.set(&key, &value).unwrap();
+        let sockets = kernel.sockets().unwrap();
+        assert!(!sockets.is_stale(77, mapped).unwrap());
+        maps.set_generation(BackendIndex(5), 4);
+        assert!(sockets.is_stale(77, mapped).unwrap());
+        assert!(!sockets.is_stale(78, mapped).unwrap(), "a socket that talks to it directly");
+        assert!(!sockets.is_stale(77, "10.244.0.9:8081".parse().unwrap()).unwrap());
+        sockets.forget(77, mapped).unwrap();
+        sockets.forget(77, mapped).unwrap();
+        assert!(!sockets.is_stale(77, mapped).unwrap());
+    });
 }
 
 #[test]

@@ -275,8 +275,15 @@ impl<D: Datapath> Control<D> {
             }
         };
         self.reports.written(scope, now - started);
-        self.reports.unfit(&report.unfit);
+        self.report(&report);
         self.gauges_are_old = true;
+    }
+
+    fn report(&mut self, report: &ApplyReport) {
+        if report.udp_endpoints_left {
+            self.reports.udp_endpoints_left();
+        }
+        self.reports.unfit(&report.unfit);
     }
 
     fn failed(&mut self, error: &D::Error) {
@@ -298,7 +305,7 @@ impl<D: Datapath> Control<D> {
         if !is_busy || self.last_maintenance.elapsed() >= MAINTENANCE_WHEN_BUSY {
             self.last_maintenance = Instant::now();
             match self.datapath.maintain() {
-                Ok(report) => self.reports.unfit(&report.unfit),
+                Ok(report) => self.report(&report),
                 Err(error) => self.failed(&error),
             }
         }

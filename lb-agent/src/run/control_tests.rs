@@ -16,6 +16,7 @@ use crate::cluster::snapshot::{
     Slice, TrafficPolicy,
 };
 use crate::config::NodePortAddresses;
+use crate::flows::Bell;
 use crate::node::classify::Selection;
 use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::node::observe::{Address, Link, Observed, Route};
@@ -47,6 +48,7 @@ struct FakeState {
     failures: usize,
     slow: Duration,
     unfit: Vec<Unfit>,
+    udp_endpoints_left: bool,
 }
 
 impl Fake {
@@ -62,7 +64,8 @@ impl Fake {
         }
         std::thread::sleep(state.slow);
         state.calls.push(call);
-        Ok(ApplyReport { unfit: state.unfit.clone() })
+        let udp_endpoints_left = state.udp_endpoints_left;
+        Ok(ApplyReport { unfit: state.unfit.clone(), udp_endpoints_left })
     }
 }
 
@@ -90,7 +93,7 @@ impl Datapath for Fake {
     }
 
     fn maintain(&mut self) -> Result<ApplyReport, Broken> {
-        Ok(ApplyReport { unfit: self.0.lock().unwrap().unfit.clone() })
+        Ok(ApplyReport { unfit: self.0.lock().unwrap().unfit.clone(), ..ApplyReport::default() })
     }
 
     fn fill(&self) -> Vec<MapFill> {
@@ -107,6 +110,7 @@ struct Bench {
     health: Arc<Health>,
     service_health: Arc<ServiceHealth>,
     notices: mpsc::Receiver<Notice>,
+    rings: std::sync::mpsc::Receiver<()>,
     stop: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<Result<Fake, super::control::SourceEnded>>,
 }
@@ -123,11 +127,24 @@ impl Bench {
         let notify = Notices::new(Some(notify));
         let expects_node = Some("node-a".into());
         let told = service_health.clone();
-        let reports = Reports::new(metrics.clone(), health.clone(), told, notify, expects_node);
+        let (sockets, rings) = Bell::new();
+        let reports = Reports::new(metrics.clone(), health.clone(), told, notify, expects_node)
+            .with_sockets(sockets);
         let control = Control::new("node-a", Selection::default(), fake.clone(), reports);
         let inputs = Inputs { changes: changes_in, observed: observed_in };
         let task = tokio::spawn(control.run(inputs, async { drop(stopped.await) }));
-        Self { fake, changes, observed, metrics, health, service_health, notices, stop, task }
+        Self {
+            fake,
+            changes,
+            observed,
+            metrics,
+            health,
+            service_health,
+            notices,
+            rings,
+            stop,
+            task,
+        }
     }
 
     /// One whose datapath holds three Services.
@@ -384,6 +401,17 @@ async fn load_balancers_hear_of_endpoints_when_the_datapath_serves_them() {
     until(2).await;
     bench.send(here(&[])).await;
     until(0).await;
+}
+
+#[tokio::test]
+async fn whoever_ends_sockets_hears_of_endpoints_that_left_and_of_no_other_change() {
+    let bench = Bench::synced(Fake::default()).await;
+    for (endpoint, left) in [(2, false), (3, true), (4, false)] {
+        bench.fake.0.lock().unwrap().udp_endpoints_left = left;
+        bench.send(vec![Change::Slice(slice(1, endpoint))]).await;
+        bench.settle().await;
+        assert_eq!(bench.rings.try_recv().is_ok(), left, "{endpoint}");
+    }
 }
 
 #[tokio::test]

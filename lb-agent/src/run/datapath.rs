@@ -2,6 +2,7 @@
 //! to hear back. `tables` implements it over the pinned maps; the loop's tests over plain values.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -77,12 +78,27 @@ pub trait FlowExpiry: Send + 'static {
     fn expire(&mut self) -> Result<Vec<MapFill>, Self::Error>;
 }
 
+/// What the socket hooks remember of connected UDP sockets, for a thread of its own.
+pub trait Translations: Send + 'static {
+    /// What goes wrong with one question; the next may succeed.
+    type Error: std::error::Error + 'static;
+
+    /// Whether the hooks led the socket with this cookie to `backend`, and that endpoint has left the
+    /// Service since. A socket that was connected to the endpoint itself is none of theirs.
+    fn is_stale(&self, cookie: u64, backend: SocketAddr) -> Result<bool, Self::Error>;
+
+    /// The socket is not connected to `backend` any more.
+    fn forget(&self, cookie: u64, backend: SocketAddr) -> Result<(), Self::Error>;
+}
+
 /// The kernel's side, opened.
-pub struct Opened<D, F> {
+pub struct Opened<D, F, T> {
     /// For the loop.
     pub datapath: D,
     /// For a thread of its own.
     pub flows: F,
+    /// For another one.
+    pub sockets: T,
     /// For the metrics.
     pub counters: Arc<dyn KernelCounters>,
 }
@@ -93,6 +109,9 @@ pub struct ApplyReport {
     /// *All* Service ports that are not, or not wholly, in the datapath now, whichever call left
     /// them out. The others are unaffected.
     pub unfit: Vec<Unfit>,
+    /// Endpoints have left UDP Service ports, or may have: sockets that are connected to them have to
+    /// be ended.
+    pub udp_endpoints_left: bool,
 }
 
 /// A Service port that could not be written.

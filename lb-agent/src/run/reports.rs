@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 use super::datapath::Unfit;
 use super::notices::{Notice, Notices};
 use crate::cluster::snapshot::{Change, IpFamily, Node, Problem};
+use crate::flows::Bell;
 use crate::node::facts::{Device, NodeFacts};
 use crate::plan::desired::{Delta, Desired, ServicePortKey};
 use crate::serve::health::Health;
@@ -29,6 +30,8 @@ pub struct Reports {
     started: SystemTime,
     /// Our name, until its Node is known to be there or not; `None` without an API server.
     expects_node: Option<String>,
+    /// To whoever ends connected sockets; `None` before there is one.
+    sockets: Option<Bell>,
     /// Problems of source objects by object: how many.
     object_problems: BTreeMap<String, usize>,
     disputes: BTreeSet<Problem>,
@@ -55,6 +58,7 @@ impl Reports {
             notices,
             started: SystemTime::now(),
             expects_node,
+            sockets: None,
             object_problems: BTreeMap::new(),
             disputes: BTreeSet::new(),
             unfit: BTreeMap::new(),
@@ -63,6 +67,12 @@ impl Reports {
             has_failed: false,
             has_written: false,
         }
+    }
+
+    /// These, and to whoever ends sockets whose endpoint left.
+    #[must_use]
+    pub fn with_sockets(self, sockets: Bell) -> Self {
+        Self { sockets: Some(sockets), ..self }
     }
 
     /// Changes came in. Before the lists are complete they can't be written, so nothing waits for
@@ -196,6 +206,13 @@ impl Reports {
             if let Ok(waited) = time.elapsed() {
                 self.metrics.network_programmed(*family, waited);
             }
+        }
+    }
+
+    /// Endpoints left UDP Service ports.
+    pub fn udp_endpoints_left(&self) {
+        if let Some(sockets) = &self.sockets {
+            sockets.ring();
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::datapath::{ApplyReport, Datapath, FlowExpiry, Opened, Setup};
+use super::datapath::{ApplyReport, Datapath, FlowExpiry, Opened, Setup, Translations};
 use super::run;
 use crate::args::{Args, Command};
 use crate::config::Config;
@@ -66,6 +66,18 @@ impl FlowExpiry for Memory {
 
     fn expire(&mut self) -> Result<Vec<MapFill>, Self::Error> {
         Ok(vec![MapFill { map: "flows4", used: 7, capacity: 100 }])
+    }
+}
+
+impl Translations for Memory {
+    type Error = std::convert::Infallible;
+
+    fn is_stale(&self, _cookie: u64, _backend: SocketAddr) -> Result<bool, Self::Error> {
+        Ok(false)
+    }
+
+    fn forget(&self, _cookie: u64, _backend: SocketAddr) -> Result<(), Self::Error> {
+        Ok(())
     }
 }
 
@@ -166,6 +178,7 @@ fn sigterm_ends_the_agent_with_success_and_leaves_the_datapath_as_it_is() {
                 Ok(Opened {
                     datapath: memory.clone(),
                     flows: memory.clone(),
+                    sockets: memory.clone(),
                     counters: Arc::new(memory.clone()),
                 })
             });

@@ -3,6 +3,7 @@
 //! Metrics that kube-proxy has, too, carry its names and labels (`pkg/proxy/metrics/metrics.go`),
 //! so that dashboards, alerts and ClusterLoader2 go on working; ours begin with `lb_agent_`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -122,6 +123,8 @@ struct KubeProxy {
     service_changes: Counter,
     service_changes_pending: Gauge,
     no_local_endpoints: Family<PolicyLabel, Gauge>,
+    stale_deleted: Family<FamilyLabel, Counter>,
+    stale_duration: HistogramFamily,
     healthz: Family<CodeLabel, Counter>,
     livez: Family<CodeLabel, Counter>,
 }
@@ -134,6 +137,7 @@ struct Ours {
     map_used: Family<MapLabel, Gauge>,
     map_capacity: Family<MapLabel, Gauge>,
     apply_errors: Counter,
+    ended_sockets: Counter,
     unfit: Gauge,
     problems: Family<KindLabel, Gauge>,
 }
@@ -243,6 +247,17 @@ impl Metrics {
         self.ours.apply_errors.inc();
     }
 
+    /// Connected UDP sockets whose endpoint had left were ended; looking for them took `took`.
+    pub fn stale_sockets_ended(&self, ended: &BTreeMap<IpFamily, u64>, took: Duration) {
+        for label in family_labels() {
+            let count = ended.get(&label.ip_family.0).copied().unwrap_or_default();
+            self.ours.ended_sockets.inc_by(count);
+            self.kube_proxy.stale_deleted.get_or_create(&label).inc_by(count);
+            let duration = self.kube_proxy.stale_duration.get_or_create(&label);
+            duration.observe(took.as_secs_f64());
+        }
+    }
+
     /// This many Service ports are not in the datapath, or not wholly.
     pub fn set_unfit(&self, count: usize) {
         self.ours.unfit.set(gauge(count));
@@ -270,6 +285,10 @@ impl KubeProxy {
             service_changes: Counter::default(),
             service_changes_pending: Gauge::default(),
             no_local_endpoints: Family::default(),
+            stale_deleted: Family::default(),
+            stale_duration: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.001, 2.0, 15))
+            }),
             healthz: Family::default(),
             livez: Family::default(),
         }
@@ -333,6 +352,16 @@ impl KubeProxy {
             "Service ports with a Local traffic policy and no endpoint on this node",
             metrics.no_local_endpoints.clone(),
         );
+        registry.register(
+            "conntrack_reconciler_deleted_entries",
+            "Connected UDP sockets that were ended because their endpoint left",
+            metrics.stale_deleted.clone(),
+        );
+        registry.register(
+            "conntrack_reconciler_sync_duration_seconds",
+            "Time that one look for such sockets took",
+            metrics.stale_duration.clone(),
+        );
         registry.register("proxy_healthz", "Answers of /healthz", metrics.healthz.clone());
         registry.register("proxy_livez", "Answers of /livez", metrics.livez.clone());
         metrics
@@ -348,6 +377,7 @@ impl Ours {
             map_used: Family::default(),
             map_capacity: Family::default(),
             apply_errors: Counter::default(),
+            ended_sockets: Counter::default(),
             unfit: Gauge::default(),
             problems: Family::default(),
         };
@@ -369,6 +399,11 @@ impl Ours {
             "apply_errors",
             "Writes of the datapath that failed as a whole and were repeated",
             ours.apply_errors.clone(),
+        );
+        registry.register(
+            "ended_sockets",
+            "Connected UDP sockets that were ended because their endpoint left",
+            ours.ended_sockets.clone(),
         );
         registry.register(
             "unfit_service_ports",
@@ -442,6 +477,8 @@ mod tests {
             metrics.up_to_date();
             metrics.network_programmed(IpFamily::V6, Duration::from_millis(300));
             metrics.probed(Probe::Healthz, StatusCode::OK);
+            let ended = BTreeMap::from([(IpFamily::V6, 4)]);
+            metrics.stale_sockets_ended(&ended, Duration::from_millis(2));
             metrics.set_objects(&Objects { without_local: [[1, 0], [0, 2]], ..Objects::default() });
         });
         for line in [
@@ -452,6 +489,9 @@ mod tests {
             "kubeproxy_sync_proxy_rules_service_changes_total 2",
             "kubeproxy_sync_proxy_rules_endpoint_changes_total 3",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 0",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 4",
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 1",
             "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 1",
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 2",

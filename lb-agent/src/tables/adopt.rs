@@ -60,6 +60,7 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
         retired: Retired::default(),
         unfit: BTreeMap::new(),
         skipped: BTreeMap::new(),
+        udp_left: false,
         entries,
         store,
     })

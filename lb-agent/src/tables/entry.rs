@@ -128,14 +128,14 @@ pub fn write<S: Store>(
     let written = add_backends(tables, entry.index, &mut backends, &elements, &mut added)
         .and_then(|()| publish(tables, &mut entry, &backends, plan));
     match &written {
-        Ok(()) => settle_backends(tables, &mut backends, &elements),
+        Ok(()) => settle_backends(tables, &key, &mut backends, &elements),
         Err(_) => give_back(tables, &mut backends, added),
     }
     entry.backends = backends.into_values().collect();
     if entry.record != 0 {
         tables.entries.insert(key, entry);
     } else {
-        entry.backends.iter().for_each(|index| tables.retire_backend(*index));
+        entry.backends.iter().for_each(|index| tables.retire_backend(&key, *index));
         tables.retired.sources.extend(entry.sources);
         tables.store.remove_name(entry.index)?;
         tables.services.give(entry.index.0);
@@ -285,6 +285,7 @@ pub(super) fn make_current<S: Store>(
 /// client of that list any more.
 fn settle_backends<S: Store>(
     tables: &mut Tables<S>,
+    key: &ServicePortKey,
     backends: &mut ByAddress,
     elements: &BTreeMap<SocketAddr, u16>,
 ) {
@@ -294,7 +295,7 @@ fn settle_backends<S: Store>(
             true
         }
         None => {
-            tables.retire_backend(*index);
+            tables.retire_backend(key, *index);
             false
         }
     });

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use lb_common::abi::{ClientAddresses, Frontend, ServiceIndex, ServicePointer};
 
+use crate::cluster::snapshot::Protocol;
 use crate::node::facts::{self, NodeFacts};
 use crate::plan::desired::{
     Delta, Desired, FrontendAddress, FrontendKind, ServicePortKey, ServicePortPlan,
@@ -52,6 +53,8 @@ pub struct Tables<S> {
     unfit: BTreeMap<ServicePortKey, Unfit>,
     /// Frontends that the map had no room for, or whose Service port is not there.
     skipped: BTreeMap<FrontendAddress, (ServicePortKey, FrontendKind)>,
+    /// Backends of UDP Service ports were retired since this was last asked.
+    udp_left: bool,
 }
 
 /// A Service port that is not, or not as planned, in the maps.
@@ -221,6 +224,11 @@ impl<S: Store> Tables<S> {
         unfit.chain(skipped).filter(move |(key, _)| seen.insert((*key).clone()))
     }
 
+    /// Whether endpoints have left UDP Service ports since the last call.
+    pub fn take_udp_left(&mut self) -> bool {
+        std::mem::take(&mut self.udp_left)
+    }
+
     /// Elements in use and in all, for each table.
     pub fn fill(&self) -> Vec<(Table, u32, u32)> {
         [
@@ -295,7 +303,7 @@ impl<S: Store> Tables<S> {
         self.store.publish(entry.index, ServicePointer::default());
         self.store.remove_name(entry.index)?;
         for index in &entry.backends {
-            self.retire_backend(*index);
+            self.retire_backend(key, *index);
         }
         self.retire_record(&entry);
         self.retired.sources.extend(entry.sources);
@@ -328,7 +336,8 @@ impl<S: Store> Tables<S> {
     }
 
     /// An endpoint left: its flows are stale from this store on.
-    fn retire_backend(&mut self, index: u32) {
+    fn retire_backend(&mut self, key: &ServicePortKey, index: u32) {
+        self.udp_left |= key.protocol == Protocol::Udp;
         let index = lb_common::abi::BackendIndex(index);
         let generation = self.store.backend(index).generation.wrapping_add(1);
         self.store.set_generation(index, generation);

@@ -519,3 +519,53 @@ fn cluster_ips_are_marked_as_such_beside_the_nodes_own_addresses() {
     tables.apply(&gone).unwrap();
     assert!(flags(&tables).is_empty());
 }
+
+#[test]
+fn endpoints_that_leave_udp_ports_are_told_once_and_those_of_tcp_ports_are_not() {
+    let udp = ServicePortKey { protocol: Protocol::Udp, ..key("udp") };
+    let mut desired = desired(&[(1, FrontendKind::ClusterIp, vec![1, 2])]);
+    desired.ports.insert(udp.clone(), plan(FrontendKind::ClusterIp, 2, &[1, 2]).into());
+    let mut tables = applied(FakeStore::new(16, 16, 64), &desired);
+    assert!(!tables.take_udp_left(), "nothing was there before");
+    let mut change = |key: &ServicePortKey, plan: Option<ServicePortPlan>| {
+        let ports = [(key.clone(), plan.map(Arc::new))].into();
+        tables.apply(&Delta { ports, ..Delta::default() }).unwrap();
+        (tables.take_udp_left(), tables.take_udp_left())
+    };
+    let one = |backends: &[u8]| Some(plan(FrontendKind::ClusterIp, 2, backends));
+    let nothing_new = (backend(1, Placement::Remote), Takes { cluster: false, local: false });
+    let draining = ServicePortPlan {
+        endpoints: Endpoints::new([nothing_new]),
+        ..plan(FrontendKind::ClusterIp, 2, &[1])
+    };
+    for (case, key, plan, left) in [
+        ("of a TCP port one leaves", &key("s1"), one(&[1]), false),
+        ("one comes", &udp, one(&[1, 2, 3]), false),
+        ("one leaves", &udp, one(&[1, 2]), true),
+        ("one takes another's place", &udp, one(&[1, 4]), true),
+        ("nothing changes", &udp, one(&[1, 4]), false),
+        ("one leaves, the other gets nothing new but serves", &udp, Some(draining.clone()), true),
+        ("the same again", &udp, Some(draining), false),
+        ("the TCP port goes", &key("s1"), None, false),
+        ("the UDP port goes", &udp, None, true),
+    ] {
+        assert_eq!(change(key, plan), (left, false), "{case}");
+    }
+}
+
+#[test]
+fn endpoints_that_left_udp_ports_while_no_agent_ran_are_told_by_the_next_one() {
+    let udp = ServicePortKey { protocol: Protocol::Udp, ..key("udp") };
+    let with = |backends: &[u8]| {
+        let mut desired = Desired::default();
+        desired.ports.insert(udp.clone(), plan(FrontendKind::ClusterIp, 2, backends).into());
+        desired
+    };
+    let before = applied(FakeStore::new(16, 16, 64), &with(&[1, 2]));
+    let mut tables = Tables::adopt(before.into_store()).unwrap();
+    tables.reconcile(&with(&[1, 2])).unwrap();
+    assert!(!tables.take_udp_left());
+    let mut tables = Tables::adopt(tables.into_store()).unwrap();
+    tables.reconcile(&with(&[2])).unwrap();
+    assert!(tables.take_udp_left());
+}
