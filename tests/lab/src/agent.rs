@@ -107,6 +107,7 @@ impl Agent {
         command.args(["run", "--hostname-override", node, "--devices", devices]);
         command.arg("--cgroup-root").arg(lab.cgroup(node)?);
         command.arg("--bpffs").arg(lab.bpffs(node));
+        command.arg("--netns-dirs").arg(lab.pod_namespaces(node)?);
         command.args(["--xdp", &options.xdp.to_string()]);
         command.args(["--metrics-bind-address", &METRICS.to_string()]);
         if let Some(manifests) = &options.manifests {

@@ -122,6 +122,22 @@ impl Lab {
         Ok(Path::new("/run/netns").join(self.entry.namespace(&host.name)))
     }
 
+    /// A directory that leads to the network namespaces of a node's pods alone, for `lb-agent
+    /// --netns-dirs`: those of all hosts, and of other labs, are in one directory of the machine.
+    pub fn pod_namespaces(&self, node: &str) -> Result<PathBuf> {
+        let directory = self.entry.directory.join("netns").join(node);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        for pod in self.topology.pods_of(node) {
+            let link = directory.join(&pod.name);
+            if !link.is_symlink() {
+                std::os::unix::fs::symlink(self.namespace(&pod.name)?, &link)
+                    .with_context(|| format!("create {}", link.display()))?;
+            }
+        }
+        Ok(directory)
+    }
+
     /// A command that will run inside the host called `name`: its namespace, cgroup and host name.
     pub fn command(&self, name: &str, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         self.prepared(name, program, false)

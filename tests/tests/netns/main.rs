@@ -28,4 +28,5 @@ mod restart;
 mod snat;
 mod source_ranges;
 mod stage;
+mod stale;
 mod xdp;

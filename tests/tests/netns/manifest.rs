@@ -23,6 +23,8 @@ pub struct Service {
     pub number: u8,
     /// Hosts that serve it, by name.
     pub backends: Vec<String>,
+    /// Those of them that are terminating, and serve on.
+    pub terminating: Vec<String>,
     /// Port of its backends.
     pub target_port: u16,
     /// `externalTrafficPolicy: Local`.
@@ -54,6 +56,7 @@ impl Service {
         Self {
             number,
             backends: backends.iter().map(|&name| name.to_owned()).collect(),
+            terminating: Vec::new(),
             target_port: POD_PORT,
             external_local: false,
             internal_local: false,
@@ -154,8 +157,9 @@ impl Service {
                 let host = topology.host(name).unwrap();
                 let [v4, v6] = host.address.both();
                 let address = if address_type == "IPv4" { v4 } else { v6 };
-                let mut endpoint =
-                    json!({ "addresses": [address], "conditions": { "ready": true } });
+                let ready = !self.terminating.contains(name);
+                let mut endpoint = json!({ "addresses": [address],
+                    "conditions": { "ready": ready, "serving": true, "terminating": !ready } });
                 match &host.role {
                     Role::Pod { node, .. } => endpoint["nodeName"] = node.clone().into(),
                     Role::Node { .. } => endpoint["nodeName"] = name.clone().into(),

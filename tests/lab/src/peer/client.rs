@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
@@ -73,6 +73,20 @@ pub(super) fn ask(request: &Request, slot: &mut Option<Socket>) -> Outcome {
         errno,
         micros: micros_since(start),
     })
+}
+
+/// Waits until an idle UDP socket fails, or for `timeout`.
+pub(super) fn await_failure(socket: &Socket, timeout: Duration) -> Result<Failure> {
+    let Socket::Udp(socket) = socket else { bail!("a TCP connection ends in other ways") };
+    let start = Instant::now();
+    loop {
+        let left = timeout.saturating_sub(start.elapsed()).max(Duration::from_millis(1));
+        socket.set_read_timeout(Some(left))?;
+        // An answer to an earlier request may still arrive.
+        if let Err(Fault(call, errno)) = socket.recv(&mut [0]).map_err(fault("receive")) {
+            return Ok(Failure { call: call.to_owned(), errno, micros: micros_since(start) });
+        }
+    }
 }
 
 impl Socket {

@@ -23,7 +23,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::Lab;
 use crate::binary::peer_binary;
 use protocol::{
-    FromPeer, Load, LoadReport, Order, Outcome, Page, Report, Request, Serve, ToPeer, Transport,
+    Failure, FromPeer, Load, LoadReport, Order, Outcome, Page, Report, Request, Serve, ToPeer,
+    Transport,
 };
 
 /// What an order may take beyond the patience of its requests.
@@ -90,6 +91,16 @@ impl Peer {
     pub fn ask(&self, request: &Request) -> Result<Outcome> {
         let one = request.clone().times(1);
         self.request(&one)?.pop().context("lab-peer returned no outcome")
+    }
+
+    /// Waits on the UDP socket that a request kept under `name` until the kernel says that it is of
+    /// no use any more, and closes it. `ETIMEDOUT` if the kernel doesn't.
+    pub fn await_failure(&self, name: &str, timeout: Duration) -> Result<Failure> {
+        let order = Order::AwaitFailure { name: name.to_owned(), timeout };
+        match self.order(order, timeout + GRACE)? {
+            Report::Failed(failure) => Ok(failure),
+            other => unexpected(&other),
+        }
     }
 
     /// Closes the socket that a request kept under `name`.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::unistd::dup2_stderr;
 
-use super::client::{Socket, ask_many};
+use super::client::{Socket, ask_many, await_failure};
 use super::load::Running;
 use super::protocol::{FromPeer, Order, Page, Report, ToPeer};
 use super::server::Server;
@@ -88,6 +88,11 @@ fn carry_out(state: &Mutex<State>, order: Order) -> Result<Report> {
                 lock(state).sockets.insert(name, socket);
             }
             Ok(Report::Outcomes(outcomes))
+        }
+        Order::AwaitFailure { name, timeout } => {
+            let socket = lock(state).sockets.remove(&name);
+            let socket = socket.with_context(|| format!("no kept socket `{name}`"))?;
+            Ok(Report::Failed(await_failure(&socket, timeout)?))
         }
         Order::Forget(name) => {
             lock(state)
