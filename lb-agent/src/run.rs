@@ -85,7 +85,7 @@ async fn work<D: Datapath, F: FlowExpiry, T: Translations>(
     let metrics = Metrics::new(collectors);
     tokio::spawn(expiry::expire(flows, metrics.clone()));
     let pods = pods::follow(config.netns_dirs.clone());
-    let bell = end_stale_sockets(sockets, pods, metrics.clone());
+    let bell = end_stale_sockets(sockets, pods.clone(), metrics.clone());
     let health = Arc::new(Health::new(following.server.is_some()));
     if let Some(address) = config.healthz {
         let router = health_router(health.clone(), metrics.clone());
@@ -105,7 +105,7 @@ async fn work<D: Datapath, F: FlowExpiry, T: Translations>(
     let Config { node_name, devices, nodeport_addresses, .. } = config;
     let selection = Selection { devices, nodeport_addresses };
     let control = Control::new(&node_name, selection, datapath, reports);
-    let inputs = Inputs { changes: following.changes, observed };
+    let inputs = Inputs { changes: following.changes, observed, pods };
     control.run(inputs, stop.wait()).await?;
     tracing::info!("stopped; the datapath stays, `lb-agent cleanup` removes it");
     Ok(())

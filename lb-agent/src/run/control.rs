@@ -16,8 +16,9 @@ use super::reports::Reports;
 use crate::cluster::snapshot::{Change, IpFamily};
 use crate::memory;
 use crate::node::classify::{Selection, node_facts};
-use crate::node::facts::NodeFacts;
+use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::node::observe::Observed;
+use crate::node::pods::{PodNamespace, PodNamespaces};
 use crate::plan::Planner;
 use crate::plan::desired::{Delta, Desired};
 use crate::serve::metrics::{Objects, Scope};
@@ -39,6 +40,8 @@ pub struct Inputs {
     pub changes: mpsc::Receiver<Vec<Change>>,
     /// What the node's network looks like.
     pub observed: watch::Receiver<Observed>,
+    /// Network namespaces of the node's pods; whoever tells may have ended.
+    pub pods: watch::Receiver<PodNamespaces>,
 }
 
 /// Why the loop ended by itself.
@@ -150,6 +153,8 @@ impl<D: Datapath> Control<D> {
         let mut maintenance = tokio::time::interval(MAINTENANCE);
         maintenance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked = Instant::now();
+        let mut follows_pods = true;
+        self.take_pods(&mut inputs.pods);
         loop {
             self.drain(&mut inputs.changes, &mut looked);
             if self.due(Instant::now()) == Due::Now {
@@ -169,6 +174,11 @@ impl<D: Datapath> Control<D> {
                     Ok(()) => self.pending.is_due = true,
                     Err(_) => return Err(SourceEnded("observer of the node's network")),
                 },
+                changed = inputs.pods.changed(), if follows_pods => {
+                    // Where namespaces can't be followed, that has been said.
+                    follows_pods = changed.is_ok();
+                    self.take_pods(&mut inputs.pods);
+                }
                 batch = inputs.changes.recv() => match batch {
                     Some(batch) => self.take(batch, Instant::now()),
                     None => return Err(SourceEnded("source of Services")),
@@ -190,6 +200,19 @@ impl<D: Datapath> Control<D> {
         self.reports.received(&batch, self.planner.is_synced());
         self.pending.since.get_or_insert(since);
         self.pending.changes.extend(batch);
+    }
+
+    /// Tells the datapath what the pods of this node send from.
+    fn take_pods(&mut self, pods: &mut watch::Receiver<PodNamespaces>) {
+        let addresses = |pod: &PodNamespace| ClientAddresses { address4: pod.v4, address6: pod.v6 };
+        let clients: BTreeMap<_, _> = pods
+            .borrow_and_update()
+            .iter()
+            .map(|(namespace, pod)| (*namespace, addresses(pod)))
+            .collect();
+        if let Err(error) = self.datapath.set_clients(&clients) {
+            self.failed(&error);
+        }
     }
 
     fn due(&self, now: Instant) -> Due {

@@ -20,6 +20,7 @@ use crate::flows::Bell;
 use crate::node::classify::Selection;
 use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::node::observe::{Address, Link, Observed, Route};
+use crate::node::pods::{PodNamespace, PodNamespaces};
 use crate::plan::desired::{Delta, Desired, ServicePortKey};
 use crate::serve::health::{Health, Probe};
 use crate::serve::metrics::{MapFill, Metrics};
@@ -49,6 +50,7 @@ struct FakeState {
     slow: Duration,
     unfit: Vec<Unfit>,
     udp_endpoints_left: bool,
+    clients: BTreeMap<u64, ClientAddresses>,
 }
 
 impl Fake {
@@ -76,7 +78,8 @@ impl Datapath for Fake {
         self.record(Call::Node { devices: facts.devices.len() }).map(drop)
     }
 
-    fn set_clients(&mut self, _: &BTreeMap<u64, ClientAddresses>) -> Result<(), Broken> {
+    fn set_clients(&mut self, clients: &BTreeMap<u64, ClientAddresses>) -> Result<(), Broken> {
+        self.0.lock().unwrap().clients.clone_from(clients);
         Ok(())
     }
 
@@ -106,6 +109,7 @@ struct Bench {
     fake: Fake,
     changes: mpsc::Sender<Vec<Change>>,
     observed: watch::Sender<Observed>,
+    pods: Option<watch::Sender<PodNamespaces>>,
     metrics: Metrics,
     health: Arc<Health>,
     service_health: Arc<ServiceHealth>,
@@ -119,6 +123,7 @@ impl Bench {
     fn start(fake: Fake) -> Self {
         let (changes, changes_in) = mpsc::channel(1024);
         let (observed, observed_in) = watch::channel(network("192.168.1.10"));
+        let (pods, pods_in) = watch::channel(pods(&[1]));
         let (notify, notices) = mpsc::channel(8);
         let (stop, stopped) = oneshot::channel();
         let metrics = Metrics::new(Vec::new());
@@ -131,12 +136,13 @@ impl Bench {
         let reports = Reports::new(metrics.clone(), health.clone(), told, notify, expects_node)
             .with_sockets(sockets);
         let control = Control::new("node-a", Selection::default(), fake.clone(), reports);
-        let inputs = Inputs { changes: changes_in, observed: observed_in };
+        let inputs = Inputs { changes: changes_in, observed: observed_in, pods: pods_in };
         let task = tokio::spawn(control.run(inputs, async { drop(stopped.await) }));
         Self {
             fake,
             changes,
             observed,
+            pods: Some(pods),
             metrics,
             health,
             service_health,
@@ -401,6 +407,39 @@ async fn load_balancers_hear_of_endpoints_when_the_datapath_serves_them() {
     until(2).await;
     bench.send(here(&[])).await;
     until(0).await;
+}
+
+/// Pods with these last bytes of their addresses, in namespaces of the same numbers.
+fn pods(numbers: &[u8]) -> PodNamespaces {
+    let pod = |number: &u8| {
+        let v4 = Some([10, 244, 1, *number].into());
+        (u64::from(*number), PodNamespace { path: "/run/netns/pod".into(), v4, v6: None })
+    };
+    numbers.iter().map(pod).collect()
+}
+
+#[tokio::test]
+async fn the_datapath_hears_of_pods_that_come_and_go_and_works_on_when_nobody_tells_any_more() {
+    let mut bench = Bench::synced(Fake::default()).await;
+    let known =
+        |fake: &Fake| -> Vec<u64> { fake.0.lock().unwrap().clients.keys().copied().collect() };
+    assert_eq!(known(&bench.fake), [1], "those that were there at the start");
+    let sender = bench.pods.take().unwrap();
+    sender.send(pods(&[1, 2])).unwrap();
+    bench.settle().await;
+    assert_eq!(known(&bench.fake), [1, 2]);
+    assert_eq!(
+        bench.fake.0.lock().unwrap().clients[&2],
+        ClientAddresses { address4: Some([10, 244, 1, 2].into()), address6: None }
+    );
+    sender.send(pods(&[2])).unwrap();
+    drop(sender);
+    bench.settle().await;
+    assert_eq!(known(&bench.fake), [2]);
+    bench.send(vec![Change::Slice(slice(1, 7))]).await;
+    bench.settle().await;
+    assert_eq!(known(&bench.fake), [2]);
+    assert!(matches!(bench.fake.calls().last(), Some(Call::Delta { .. })));
 }
 
 #[tokio::test]

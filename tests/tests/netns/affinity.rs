@@ -47,8 +47,6 @@ fn a_client_outside_keeps_one_endpoint_through_every_address_of_a_node() {
 fn pods_and_nodes_keep_one_endpoint_through_every_address() {
     let service = three(THREE_HOURS);
     let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
-    // One that the datapath knows the addresses of, one that it doesn't.
-    stage.tell_client("node-b", "pod-b2");
     for (from, node) in
         [("pod-b2", "node-b"), ("pod-a2", "node-a"), ("node-a", "node-a"), ("node-b", "node-b")]
     {

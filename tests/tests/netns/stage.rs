@@ -6,18 +6,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use lb_agent::bpf::Access;
-use lb_agent::bpf::maps::PinnedMaps;
-use lb_agent::bpf::pins::Pins;
-use lb_agent::node::namespace::netns_cookie;
-use lb_agent::tables::store::Store;
-use lb_common::abi::ClientAddresses;
 use lb_lab::topology::Role;
 use lb_lab::{
     Agent, AgentOptions, Answer, Dual, EXTERNAL_IP, Failure, Family, LOAD_BALANCER, Lab, METRICS,
     Options, Outcome, Request, Transport, Xdp, agent_binary,
 };
-use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
 use crate::manifest::{POD_PORT, PORT, Service};
@@ -204,21 +197,6 @@ impl Stage {
     /// The flows that a node's tables hold.
     pub fn flows(&self, node: &str) -> Vec<Value> {
         serde_json::from_str(&self.agent_says(node, &["flows", "-o", "json"])).unwrap()
-    }
-
-    /// Tells a node's datapath what a pod's sockets send from.
-    pub fn tell_client(&self, node: &str, pod: &str) {
-        let file = fs::File::open(self.lab.namespace(pod).unwrap()).unwrap();
-        let inside = std::thread::spawn(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-            netns_cookie().unwrap()
-        });
-        let address = |family| self.address(pod, family).into();
-        let value =
-            ClientAddresses { address4: address(Family::V4), address6: address(Family::V6) };
-        let pins = Pins::at(&self.lab.bpffs(node));
-        let mut maps = PinnedMaps::open(&pins, Access::ReadWrite).unwrap();
-        maps.set_client(inside.join().unwrap(), &value).unwrap();
     }
 
     /// Kills a node's agent as a crash would (SIGKILL).
