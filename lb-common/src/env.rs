@@ -9,10 +9,11 @@ use crate::abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, Flow, FlowKey, Frontend,
     FrontendKey, ServiceIndex, ServiceRecord, SourceRange,
 };
+use crate::bytes::Be16;
 use crate::family::Family;
 use crate::lb::DropReason;
 use crate::packet::{FragmentKey, Packet};
-use crate::wire::checksum::Sum;
+use crate::wire::checksum::{self, Sum};
 use crate::wire::transport::Ports;
 
 /// Length of one tick of [`Tables::now`], nanoseconds. A power of two: the kernel side shifts.
@@ -64,6 +65,17 @@ pub enum ChecksumRule {
     Plain,
     /// UDP: zero means none, and is never sent as a result.
     Udp,
+}
+
+impl ChecksumRule {
+    /// The field after the data under it changed by `change`.
+    #[inline(always)]
+    pub const fn update(self, field: Be16, change: Sum) -> Be16 {
+        match self {
+            Self::Plain => checksum::update(field, change),
+            Self::Udp => checksum::update_udp(field, change),
+        }
+    }
 }
 
 /// What the change of a transport checksum comes from.

@@ -147,11 +147,7 @@ impl PacketContext for XdpFrame {
         let Some(field) = self.load::<Be16>(offset) else {
             return false;
         };
-        let updated = match rule {
-            ChecksumRule::Plain => checksum::update(field, change),
-            ChecksumRule::Udp => checksum::update_udp(field, change),
-        };
-        self.store(offset, &updated, Balance::Balanced)
+        self.store(offset, &rule.update(field, change), Balance::Balanced)
     }
 
     #[inline(always)]

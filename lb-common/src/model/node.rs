@@ -6,11 +6,8 @@ use std::vec::Vec;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::world::World;
-use crate::abi::{
-    Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, DeviceFlags, Flow, FlowKey,
-    Frontend, FrontendKey, ServiceIndex, ServiceRecord, SourceRange,
-};
+use super::world::{HasWorld, World};
+use crate::abi::{Address, Device, DeviceFlags, Flow, FlowKey, ServiceIndex};
 use crate::bytes::Be16;
 use crate::env::{
     Balance, ChangeOf, ChecksumRule, Env, Frame, InsertError, Route, RouteQuery, Tables,
@@ -210,39 +207,12 @@ impl<F: AnswerFormat, H: Hook> View<'_, F, H> {
     }
 }
 
-impl<F: Family, H> Tables for View<'_, F, H> {
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        self.node.world.frontend(key)
+impl<F: Family, H> HasWorld for View<'_, F, H> {
+    fn world(&self) -> &World {
+        &self.node.world
     }
-    fn record(&self, service: ServiceIndex) -> Option<&ServiceRecord> {
-        self.node.world.record(service)
-    }
-    fn slot(&self, index: u32) -> Option<BackendIndex> {
-        self.node.world.slot(index)
-    }
-    fn backend(&self, index: BackendIndex) -> Option<&Backend> {
-        self.node.world.backend(index)
-    }
-    fn address_flags(&self, address: &Address) -> u32 {
-        self.node.world.address_flags(address)
-    }
-    fn source_range(&self, key: &SourceRange) -> bool {
-        self.node.world.source_range(key)
-    }
-    fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {
-        self.node.world.affinity(key)
-    }
-    fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue) {
-        self.node.world.set_affinity(key, value);
-    }
-    fn random(&self) -> u32 {
-        self.node.world.random()
-    }
-    fn now(&self) -> u32 {
-        self.node.world.now()
-    }
-    fn count_drop(&self, service: ServiceIndex, reason: DropReason) {
-        self.node.world.count_drop(service, reason);
+    fn world_mut(&mut self) -> &mut World {
+        &mut self.node.world
     }
 }
 
@@ -287,11 +257,7 @@ impl<F: Family, H: Hook> Frame for View<'_, F, H> {
         let Some(field) = self.load::<Be16>(offset) else {
             return false;
         };
-        let updated = match rule {
-            ChecksumRule::Plain => checksum::update(field, change),
-            ChecksumRule::Udp => checksum::update_udp(field, change),
-        };
-        self.store(offset, &updated, Balance::Balanced)
+        self.store(offset, &rule.update(field, change), Balance::Balanced)
     }
 }
 

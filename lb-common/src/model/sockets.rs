@@ -2,15 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::world::World;
-use crate::abi::{
-    Address, AffinityKey, AffinityValue, Backend, BackendIndex, ClientAddresses, Frontend,
-    FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceIndex, ServiceRecord,
-    SourceRange,
-};
+use super::world::{HasWorld, World};
+use crate::abi::{Address, ClientAddresses, PeerKey, PeerValue, ReverseKey, ReverseValue};
 use crate::bytes::Be16;
-use crate::env::Tables;
-use crate::lb::DropReason;
 use crate::lb::frontend::Destination;
 use crate::lb::socket::{self, SocketEnv, SocketVerdict};
 
@@ -67,39 +61,12 @@ impl Socket<'_> {
     }
 }
 
-impl Tables for Socket<'_> {
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        self.node.world.frontend(key)
+impl HasWorld for Socket<'_> {
+    fn world(&self) -> &World {
+        &self.node.world
     }
-    fn record(&self, service: ServiceIndex) -> Option<&ServiceRecord> {
-        self.node.world.record(service)
-    }
-    fn slot(&self, index: u32) -> Option<BackendIndex> {
-        self.node.world.slot(index)
-    }
-    fn backend(&self, index: BackendIndex) -> Option<&Backend> {
-        self.node.world.backend(index)
-    }
-    fn address_flags(&self, address: &Address) -> u32 {
-        self.node.world.address_flags(address)
-    }
-    fn source_range(&self, key: &SourceRange) -> bool {
-        self.node.world.source_range(key)
-    }
-    fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {
-        self.node.world.affinity(key)
-    }
-    fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue) {
-        self.node.world.set_affinity(key, value);
-    }
-    fn random(&self) -> u32 {
-        self.node.world.random()
-    }
-    fn now(&self) -> u32 {
-        self.node.world.now()
-    }
-    fn count_drop(&self, service: ServiceIndex, reason: DropReason) {
-        self.node.world.count_drop(service, reason);
+    fn world_mut(&mut self) -> &mut World {
+        &mut self.node.world
     }
 }
 

@@ -229,30 +229,47 @@ pub fn drop_key(service: ServiceIndex, reason: DropReason) -> DropKey {
     DropKey { service, reason: reason as u32 }
 }
 
-impl Tables for World {
+/// Whoever has the Service tables: every hook of a node asks the same ones.
+pub trait HasWorld {
+    /// To read.
+    fn world(&self) -> &World;
+    /// To write.
+    fn world_mut(&mut self) -> &mut World;
+}
+
+impl HasWorld for World {
+    fn world(&self) -> &World {
+        self
+    }
+    fn world_mut(&mut self) -> &mut World {
+        self
+    }
+}
+
+impl<W: HasWorld> Tables for W {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        self.frontends.get(key).copied()
+        self.world().frontends.get(key).copied()
     }
 
     fn record(&self, service: ServiceIndex) -> Option<&ServiceRecord> {
-        self.records.get(&service)
+        self.world().records.get(&service)
     }
 
     fn slot(&self, index: u32) -> Option<BackendIndex> {
-        self.slots.get(index as usize).copied()
+        self.world().slots.get(index as usize).copied()
     }
 
     fn backend(&self, index: BackendIndex) -> Option<&Backend> {
-        self.backends.get(index.0 as usize)
+        self.world().backends.get(index.0 as usize)
     }
 
     fn address_flags(&self, address: &Address) -> u32 {
-        self.addresses.get(address).copied().unwrap_or(0)
+        self.world().addresses.get(address).copied().unwrap_or(0)
     }
 
     fn source_range(&self, key: &SourceRange) -> bool {
         let number = |address: Address| u128::from_be_bytes(bytemuck::cast(address.words()));
-        self.source_ranges.iter().any(|range| {
+        self.world().source_ranges.iter().any(|range| {
             let host_bits = SourceRange::SET_BITS + 128 - range.prefix_len;
             let differ = number(range.address) ^ number(key.address);
             range.set == key.set && differ.checked_shr(host_bits).unwrap_or(0) == 0
@@ -260,23 +277,23 @@ impl Tables for World {
     }
 
     fn affinity(&mut self, key: &AffinityKey) -> Option<&mut AffinityValue> {
-        self.affinity.get_mut(key)
+        self.world_mut().affinity.get_mut(key)
     }
 
     fn set_affinity(&mut self, key: &AffinityKey, value: &AffinityValue) {
-        self.affinity.insert(*key, *value);
+        self.world_mut().affinity.insert(*key, *value);
     }
 
     fn random(&self) -> u32 {
-        self.seed.set(select::mix(self.seed.get().wrapping_add(0x9e37_79b9)));
-        self.seed.get()
+        self.world().seed.set(select::mix(self.world().seed.get().wrapping_add(0x9e37_79b9)));
+        self.world().seed.get()
     }
 
     fn now(&self) -> u32 {
-        self.now.get()
+        self.world().now.get()
     }
 
     fn count_drop(&self, service: ServiceIndex, reason: DropReason) {
-        *self.drops.borrow_mut().entry((service, reason)).or_default() += 1;
+        *self.world().drops.borrow_mut().entry((service, reason)).or_default() += 1;
     }
 }
