@@ -2,13 +2,14 @@
 
 use super::cluster::Cluster;
 use super::oci::{self, Image};
+use super::specs::{Ending, Outcome};
 use crate::artifacts::libraries;
 use crate::workspace;
 use anyhow::{Context, Result};
 use std::path::Path;
 
-/// The image that deploy/kustomization.yaml names, as the runtime completes it.
-const IMAGE: &str = "docker.io/library/lb-agent:0.1.0";
+/// The image that tests/e2e/agent/kustomization.yaml names.
+const IMAGE: &str = "localhost/lb-agent:0.1.0";
 
 /// Installs the agent on every node and waits until all are ready.
 ///
@@ -33,6 +34,27 @@ pub fn install(cluster: &Cluster, agent: &Path, folder: &Path) -> Result<()> {
         .kubectl(&[&rollout[..], &["--timeout=180s"]].concat())
         .with_context(|| format!("the agents did not become ready:\n{}", logs(cluster)))?;
     Ok(())
+}
+
+/// Whether the agents of the beginning still run: a proxy that must be started again fails no test of others.
+///
+/// # Errors
+/// When the API server doesn't answer.
+pub fn steadiness(cluster: &Cluster) -> Result<Outcome> {
+    let columns = "jsonpath={range .items[*]}{.spec.nodeName} \
+                   {.status.containerStatuses[0].restartCount}{\"\\n\"}{end}";
+    let pods = ["-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=lb-agent", "-o"];
+    let counts = cluster.kubectl(&[&pods[..], &[columns]].concat())?;
+    let restarted: Vec<_> = counts.lines().filter(|line| !line.ends_with(" 0")).collect();
+    let ending = match restarted.as_slice() {
+        [] => Ending::Passed,
+        lines => Ending::Failed(format!("restarts by node: {}", lines.join(", "))),
+    };
+    Ok(Outcome {
+        name: "lb-agent runs on every node without a restart".to_owned(),
+        ending,
+        seconds: 0,
+    })
 }
 
 /// What the agents say, and what happened to their Pods.

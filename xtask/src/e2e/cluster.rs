@@ -31,6 +31,9 @@ pub struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
+    /// As kind.yaml has them.
+    pub const WORKERS: u32 = 2;
+
     /// Creates the cluster; its logs and kubeconfig go to `folder`.
     ///
     /// # Errors
@@ -59,6 +62,10 @@ impl<'a> Cluster<'a> {
         ensure!(ending.success(), "kind create cluster failed ({ending}): see {}", log.display());
         cluster.join_pods()?;
         cluster.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"])?;
+        // Some tests want three nodes for their Pods.
+        let control_plane = format!("{NAME}-control-plane");
+        let taint = "node-role.kubernetes.io/control-plane-";
+        cluster.kubectl(&["taint", "node", &control_plane, taint])?;
         Ok(cluster)
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 const SUITE: &str = "bookworm";
 /// What a node runs, then what the tests call inside their Pods.
 const PACKAGES: &str = "systemd,systemd-sysv,runc,conntrack,ethtool,iproute2,iptables,jq,kmod,nftables,\
-    procps,ca-certificates,bind9-dnsutils,curl,netcat-openbsd";
+    procps,ca-certificates,bind9-dnsutils,curl,netcat-openbsd,wget";
 /// Not needed by any program: half of the archive.
 const DROPPED: [&str; 7] = [
     "./usr/share/doc",

@@ -240,12 +240,17 @@ impl Run<'_> {
         let mut step = progress.step(proxy.name(), &format!("{} tests", self.tests.len()));
         let procs = self.args.procs;
         let outcomes = specs::run(&cluster, self.programs, self.tests, procs, folder, &mut step);
-        if proxy == Proxy::LbAgent {
-            let logs = folder.join("agents.log");
-            fs::write(&logs, agent::logs(&cluster))
-                .with_context(|| format!("write {}", logs.display()))?;
-        }
-        let outcomes = outcomes?;
+        let steadiness = match proxy {
+            Proxy::LbAgent => {
+                let logs = folder.join("agents.log");
+                fs::write(&logs, agent::logs(&cluster))
+                    .with_context(|| format!("write {}", logs.display()))?;
+                Some(agent::steadiness(&cluster)?)
+            }
+            Proxy::KubeProxy => None,
+        };
+        let mut outcomes = outcomes?;
+        outcomes.extend(steadiness);
         let sum = specs::sum(&outcomes);
         step.finish(&format!("{} passed, {} failed", sum.passed, sum.failed));
         Ok(outcomes)

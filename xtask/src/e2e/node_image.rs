@@ -80,10 +80,7 @@ fn own_file(name: &str) -> PathBuf {
 
 /// Puts everything but the archive of images into the folder that the image is built from.
 fn fill(context: &Path, programs: &Programs) -> Result<()> {
-    let mut go = Command::new("go");
-    go.args(["list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kind"]);
-    let sources = process::output(go.current_dir(programs.kind_sources()))?;
-    let files = Path::new(sources.trim()).join("images/base/files");
+    let files = programs.kind_sources()?.join("images/base/files");
     for path in KIND_FILES {
         let target = context.join("kind").join(path);
         let parent = target.parent().context("a file without a folder")?;
@@ -140,16 +137,13 @@ fn named(images: &[String], name: &str) -> Result<Vec<String>> {
 /// What Kubernetes itself and the tests run, each with its program on top of Debian.
 fn images(kubeadm: &[String], e2e: &[String], programs: &Programs) -> Result<Vec<Image>> {
     let mut images = Vec::new();
-    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    let mut add = |names: &[String], name: &str, files: &[(&str, &str)], run: &[&str]| {
+    let mut add = |names: &[String], name: &str, files: Vec<(String, PathBuf)>, run: &[&str]| {
         let (entrypoint, arguments) = run.split_at(1);
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         for name in named(names, name)? {
-            let files = files
-                .iter()
-                .map(|(program, path)| anyhow::Ok(((*path).to_owned(), programs.path(program)?)));
             images.push(Image {
                 name,
-                files: files.collect::<Result<_>>()?,
+                files: files.clone(),
                 entrypoint: words(entrypoint),
                 arguments: words(arguments),
             });
@@ -160,18 +154,24 @@ fn images(kubeadm: &[String], e2e: &[String], programs: &Programs) -> Result<Vec
         ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "etcd"]
     {
         let path = format!("/usr/local/bin/{name}");
-        add(kubeadm, name, &[(name, &path)], &[&path])?;
+        add(kubeadm, name, vec![(path.clone(), programs.path(name)?)], &[&path])?;
     }
-    add(kubeadm, "coredns", &[("coredns", "/coredns")], &["/coredns"])?;
+    let coredns = ("/coredns".to_owned(), programs.path("coredns")?);
+    add(kubeadm, "coredns", vec![coredns.clone()], &["/coredns"])?;
     // Some tests run a name server of their own in it.
-    let agnhost = [("agnhost", "/agnhost"), ("coredns", "/coredns")];
-    add(e2e, "agnhost", &agnhost, &["/agnhost", "pause"])?;
+    let mut agnhost = vec![("/agnhost".to_owned(), programs.path("agnhost")?), coredns];
+    // It serves HTTPS with these.
+    let porter = programs.kubernetes_sources()?.join("test/images/agnhost/porter");
+    for file in ["localhost.crt", "localhost.key"] {
+        agnhost.push((format!("/{file}"), porter.join(file)));
+    }
+    add(e2e, "agnhost", agnhost, &["/agnhost", "pause"])?;
     // Debian's tools are what the first two are for. Pods of the third only have to run: the tests look
     // at their endpoints. The last one holds a Pod's namespaces.
     for (names, name) in
         [(e2e, "glibc-dns-testing"), (e2e, "busybox"), (e2e, "nginx"), (kubeadm, "pause")]
     {
-        add(names, name, &[], &["/bin/sleep", "infinity"])?;
+        add(names, name, Vec::new(), &["/bin/sleep", "infinity"])?;
     }
     Ok(images)
 }

@@ -1,8 +1,10 @@
 //! Everything of the cluster that is built from Go modules.
 
 use super::go::{ETCD, Family, KUBERNETES, Kind};
+use crate::process;
 use anyhow::Result;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// Kubernetes' own end-to-end tests and the program that runs them side by side.
 const E2E: Family = Family {
@@ -104,8 +106,25 @@ impl Programs {
         self.folders.iter().map(|(family, _)| family.source().join("go.sum")).collect()
     }
 
-    /// The folder of kind's sources in the module cache: kind's node image is made of files in it.
-    pub fn kind_sources(&self) -> PathBuf {
-        KIND.source()
+    /// The sources of kind in the module cache: its node image is made of files in it.
+    ///
+    /// # Errors
+    /// When go doesn't find them.
+    pub fn kind_sources(&self) -> Result<PathBuf> {
+        sources(&KIND)
     }
+
+    /// The sources of Kubernetes in the module cache.
+    ///
+    /// # Errors
+    /// When go doesn't find them.
+    pub fn kubernetes_sources(&self) -> Result<PathBuf> {
+        sources(&KUBERNETES)
+    }
+}
+
+fn sources(family: &Family) -> Result<PathBuf> {
+    let mut go = Command::new("go");
+    go.args(["list", "-m", "-f", "{{.Dir}}", family.module]).current_dir(family.source());
+    Ok(PathBuf::from(process::output(&mut go)?.trim()))
 }

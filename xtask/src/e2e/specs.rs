@@ -125,7 +125,7 @@ pub fn run(
     ginkgo.arg(programs.path("e2e.test")?).arg("--");
     ginkgo.arg(format!("--kubeconfig={}", cluster.kubeconfig().display()));
     // No cloud: tests that need one skip themselves.
-    ginkgo.arg("--provider=skeleton");
+    ginkgo.args(["--provider=skeleton", &format!("--num-nodes={}", Cluster::WORKERS)]);
     let ending = process::run_logged(&mut ginkgo, &log, LIMIT, step)?;
     let text = fs::read_to_string(&report).with_context(|| {
         format!("the tests ended without a report ({ending}): see {}", log.display())
