@@ -9,6 +9,7 @@
 mod backoff;
 mod connect;
 mod health;
+mod served;
 
 pub use connect::{ClientError, client};
 pub use health::{WatchHealth, WatchState, Watched};
@@ -32,6 +33,7 @@ use super::convert::{Converted, node, service, slice};
 use super::problems::Ledger;
 use super::snapshot::{Change, Node, ObjectName, Problem};
 use backoff::WatchBackoff;
+use served::Served;
 
 /// Seconds after which the server ends a watch and we resume it; kube's default is five minutes.
 const WATCH_SECONDS: u32 = 120;
@@ -55,7 +57,7 @@ pub async fn run(
 ) {
     let services = Follower {
         watched: Watched::Services,
-        convert: service::service,
+        convert: |Served(object)| service::service(object),
         changed: Change::Service,
         gone: Change::ServiceGone,
         all: Change::AllServices,
@@ -88,7 +90,7 @@ pub async fn run(
     tokio::select! {
         () = sender.closed() => {}
         ((), (), ()) = async { tokio::join!(
-            services.follow(Api::<core::Service>::all(client.clone()), service_config),
+            services.follow(Api::<Served>::all(client.clone()), service_config),
             slices.follow(Api::<discovery::EndpointSlice>::all(client.clone()), slice_config),
             node.follow(Api::<core::Node>::all(client.clone()), node_config),
         ) } => {}

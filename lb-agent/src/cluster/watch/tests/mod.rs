@@ -169,6 +169,28 @@ async fn events_become_changes_and_what_leaves_the_datapath_is_gone() {
 }
 
 #[tokio::test]
+async fn a_condition_without_a_time_disturbs_no_service() {
+    let server = with_lists().await;
+    // As the API server writes what a client left out.
+    let conditioned = |port| {
+        let mut object = web(port);
+        object["status"] = json!({
+            "loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]},
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Any", "message": "",
+                            "lastTransitionTime": null}],
+        });
+        object
+    };
+    let mut source = Source::of(&server);
+    server.send("services", "MODIFIED", &conditioned(81)).await;
+    source.until("with the condition", |source| source.port() == Some(81)).await;
+    server.send("services", "MODIFIED", &web(82)).await;
+    source.until("without it", |source| source.port() == Some(82)).await;
+    let health = source.health.of(Watched::Services);
+    assert_eq!((health.errors(), health.is_connected()), (0, true));
+}
+
+#[tokio::test]
 async fn a_cut_watch_resumes_where_it_was_without_a_new_list() {
     let server = with_lists().await;
     let mut source = Source::of(&server);
