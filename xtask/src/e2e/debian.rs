@@ -5,7 +5,7 @@ use crate::progress::Step;
 use crate::{apt, process, workspace};
 use anyhow::{Context, Result, ensure};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ pub fn ensure(step: &mut Step) -> Result<Debian> {
     Ok(Debian { archive, version })
 }
 
-fn bootstrap(archive: &std::path::Path, step: &mut Step) -> Result<()> {
+fn bootstrap(archive: &Path, step: &mut Step) -> Result<()> {
     let root = archive.with_extension("root");
     let log = archive.with_extension("log");
     // Of a run that was interrupted.
@@ -69,7 +69,7 @@ fn bootstrap(archive: &std::path::Path, step: &mut Step) -> Result<()> {
     remove(&root)
 }
 
-fn remove(root: &std::path::Path) -> Result<()> {
+fn remove(root: &Path) -> Result<()> {
     if !root.exists() {
         return Ok(());
     }

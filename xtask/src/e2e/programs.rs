@@ -101,9 +101,12 @@ impl Programs {
         }
     }
 
-    /// The go.sum files of what a node runs: they change with every version.
+    /// The files that decide what the programs are.
     pub fn pins(&self) -> Vec<PathBuf> {
-        self.folders.iter().map(|(family, _)| family.source().join("go.sum")).collect()
+        let pins = |(family, _): &(&Family, PathBuf)| {
+            ["go.mod", "go.sum"].map(|file| family.source().join(file))
+        };
+        self.folders.iter().flat_map(pins).collect()
     }
 
     /// The sources of kind in the module cache: its node image is made of files in it.
