@@ -192,12 +192,32 @@ impl Run<'_> {
         let results = self.on(&docker, &folder);
         stay_if_interrupted();
         if self.args.keep {
-            print_hints(&folder);
+            self.print_hints(&folder)?;
             return results;
         }
         docker.remove_containers()?;
         docker.stop()?;
         results
+    }
+
+    fn print_hints(&self, folder: &Path) -> Result<()> {
+        let inside = format!("nsenter --net=/run/netns/{}", docker::NAME);
+        let kubectl = self.programs.path("kubectl")?;
+        // The last cluster is the one that is up.
+        let proxy = self.args.proxy.proxies().last().copied().context("no proxy")?;
+        let kubeconfig = folder.join(proxy.name()).join("kubeconfig");
+        println!("the cluster is up; as root:");
+        println!(
+            "  {inside} {} --kubeconfig {} get pods -A",
+            kubectl.display(),
+            kubeconfig.display()
+        );
+        println!(
+            "  {inside} docker -H unix:///run/{0}/docker.sock exec -it {0}-worker bash",
+            docker::NAME
+        );
+        println!("remove it with: cargo xtask e2e --remove");
+        Ok(())
     }
 
     fn on(&self, docker: &Docker, folder: &Path) -> Result<Vec<(Proxy, Vec<Outcome>)>> {
@@ -278,17 +298,6 @@ fn report(results: &[(Proxy, Vec<Outcome>)]) -> Result<()> {
         bail!(Reported);
     }
     Ok(())
-}
-
-fn print_hints(folder: &Path) {
-    let inside = format!("nsenter --net=/run/netns/{}", docker::NAME);
-    println!("the cluster is up; as root:");
-    println!("  {inside} env KUBECONFIG={}/PROXY/kubeconfig kubectl get pods -A", folder.display());
-    println!(
-        "  {inside} docker -H unix:///run/{0}/docker.sock exec -it {0}-worker bash",
-        docker::NAME
-    );
-    println!("remove it with: cargo xtask e2e --remove");
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
