@@ -10,6 +10,7 @@ use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::abi::{Address, ClientAddresses, PeerKey, PeerValue, ReverseKey, ReverseValue};
 use lb_common::bytes::Be16;
+use lb_common::family::{Family, V4, V6};
 use lb_common::lb::frontend::Destination;
 use lb_common::lb::socket::{self, SocketEnv, SocketVerdict};
 use lb_common::wire::ip;
@@ -25,9 +26,9 @@ const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 /// `IPPROTO_MPTCP`: TCP on the wire.
 const MPTCP: u32 = 262;
-/// `AF_INET` and `AF_INET6`.
-const INET: u32 = 2;
-const INET6: u32 = 10;
+/// Address families of sockets.
+const INET: u32 = V4::AF as u32;
+const INET6: u32 = V6::AF as u32;
 
 /// The context of one of these hooks.
 struct Call<S, C> {
