@@ -7,7 +7,7 @@
 mod ebpf;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 /// An object that was built elsewhere, for builds on machines without the BPF toolchain.
 const PREBUILT: &str = "LB_EBPF_OBJECT";
@@ -44,9 +44,29 @@ fn embed() -> Result<(), String> {
         }
     };
     let embedded = out_dir.join(ebpf::PACKAGE);
-    std::fs::copy(&object, &embedded)
-        .map_err(|error| format!("copy {} to {}: {error}", object.display(), embedded.display()))?;
+    if let Err(why) = strip(&object, &embedded) {
+        println!("cargo::warning=the kernel object keeps its debug information: {why}");
+        std::fs::copy(&object, &embedded).map_err(|error| {
+            format!("copy {} to {}: {error}", object.display(), embedded.display())
+        })?;
+    }
     Ok(())
+}
+
+/// Writes `object` to `stripped` without DWARF, four fifths of it, which nobody loads: the kernel's types and
+/// lines are BTF. By the objcopy that comes with the compiler.
+fn strip(object: &Path, stripped: &Path) -> Result<(), String> {
+    let sysroot = ebpf::sysroot()?;
+    let host = std::env::var("HOST").map_err(|error| format!("cargo sets no HOST: {error}"))?;
+    let objcopy = sysroot.join("lib/rustlib").join(host).join("bin/rust-objcopy");
+    let mut command = Command::new(&objcopy);
+    // Its LLVM is the compiler's.
+    command.env("LD_LIBRARY_PATH", sysroot.join("lib"));
+    match command.arg("--strip-debug").arg(object).arg(stripped).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{} failed ({status})", objcopy.display())),
+        Err(error) => Err(format!("run {}: {error}", objcopy.display())),
+    }
 }
 
 /// The target directory that `out_dir` lies in. Every profile then shares one object, instead of building

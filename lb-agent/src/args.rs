@@ -4,12 +4,25 @@
 //! the values. Flags carry kube-proxy's names where the meaning is the same
 //! (<https://kubernetes.io/docs/reference/command-line-tools-reference/kube-proxy/>).
 
-use std::net::IpAddr;
+mod doctor;
+mod lists;
+mod monitor;
+mod status;
+mod top;
+mod trace;
+
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+pub use lists::{BackendState, BackendsArgs, FlowState, FlowsArgs, ServiceFilter, ServicesArgs};
+
 use crate::cluster::snapshot::Protocol;
+pub use doctor::{DoctorArgs, DoctorFormat};
+pub use monitor::{MonitorArgs, MonitorFormat};
+pub use status::{StatusArgs, StatusFormat};
+pub use top::{Column, TopArgs};
+pub use trace::{TraceArgs, TraceFormat, TracePath};
 
 const TEMPLATE: &str = "\
 NAME
@@ -21,28 +34,38 @@ SYNOPSIS
 {all-args}{after-help}";
 
 const RUN_USAGE: &str = "\
-lb-agent run [--kubeconfig FILE [--master URL] | --manifests DIR]
+lb-agent run [--config FILE] [--kubeconfig FILE [--master URL[,URL]...] | --manifests DIR]
       [--hostname-override NAME] [--cluster-cidr CIDR[,CIDR]]
       [--nodeport-addresses primary|CIDR[,CIDR]...] [--devices NAME[,NAME]...]
-      [--netns-dirs DIR[,DIR]...]
+      [--pod-path socket|packet|both] [--pod-devices NAME[,NAME]...] [--netns-dirs DIR[,DIR]...]
       [--xdp auto|native|generic|off] [--cgroup-root DIR] [--bpffs DIR]
-      [--snat-port-range FIRST-LAST] [--max-services N] [--max-backends N]
-      [--max-slots N] [--max-source-ranges N] [--max-flows N] [--healthz-bind-address IP[:PORT]]
+      [--snat-port-range FIRST-LAST] [--traffic-counters on|off] [--service-metrics on|off|N]
+      [--max-services N] [--max-backends N] [--max-slots N] [--max-source-ranges N]
+      [--max-flows N] [--max-traffic N] [--healthz-bind-address IP[:PORT]]
       [--metrics-bind-address IP[:PORT]] [--log-format FORMAT] [--log-level LEVEL]";
 
 const RUN_AFTER: &str = "\
+Configuration file:
+  --config reads kube-proxy's own file (kubeproxy.config.k8s.io/v1alpha1 KubeProxyConfiguration), such as
+  the key config.conf of kubeadm's ConfigMap kube-proxy, as it is. A flag or environment variable comes
+  before the file. The log names each field that is set and ignored, and why. When the file
+  says something else later, the agent ends with status 1, to be started again with it; the datapath
+  stays.
+
 Signals:
   SIGTERM and SIGINT stop the agent and leave the datapath in the kernel, pinned: Services go on
   working, and the next start adopts them without losing a packet. `lb-agent cleanup` removes it.
 
 Exit status:
   0  stopped by a signal
-  1  could not start: the message names the flag, file or kernel feature and the remedy
+  1  could not start: the message names the flag, file or kernel feature and the remedy;
+     or the file of --config has changed
   2  the command line could not be understood
 
 Examples:
   lb-agent run                                  in a Pod, with the Pod's service account
   lb-agent run --kubeconfig /etc/lb/kubeconfig --hostname-override node-1
+  lb-agent run --config /var/lib/kube-proxy/config.conf
   lb-agent run --manifests ./services --devices eth0 --metrics-bind-address ''
 ";
 
@@ -66,20 +89,43 @@ pub enum Command {
     /// Serve this node: follow Services and endpoints, keep the kernel's tables true
     #[command(help_template = TEMPLATE, override_usage = RUN_USAGE, after_help = RUN_AFTER)]
     Run(Box<RunArgs>),
-    /// Remove every program, link and map that lb-agent made on this node, and nothing else
-    #[command(help_template = TEMPLATE)]
-    Cleanup(PinArgs),
-    /// Mount a BPF file system where `run` pins its objects, unless one is there
+    /// Remove every program, link and map that lb-agent made on this node, and nothing else; or what
+    /// kube-proxy left
     ///
-    /// For the init container of the DaemonSet: `run` has no right to mount on the node.
+    /// Where kube-proxy has rules, it opens all new flows from now on, and those from outside that
+    /// lb-agent carries are waited for.
     #[command(help_template = TEMPLATE)]
-    MountBpffs(PinArgs),
+    Cleanup(CleanupArgs),
+    /// Wait for a signal, or until a DaemonSet is ready on every node
+    ///
+    /// For the Helm chart's uninstall, whose image has neither a shell nor kubectl.
+    #[command(hide = true)]
+    Wait(WaitArgs),
+    /// Print on one screen whether this node's load balancer works: agent, attachments, maps, drops
+    #[command(help_template = TEMPLATE, after_help = status::AFTER)]
+    Status(StatusArgs),
     /// Print the Services that the kernel's tables hold
     #[command(help_template = TEMPLATE)]
     Services(ServicesArgs),
+    /// Print the endpoints that the kernel's tables hold, and what went there
+    #[command(help_template = TEMPLATE)]
+    Backends(BackendsArgs),
     /// Print the flows that the kernel is translating
     #[command(help_template = TEMPLATE)]
     Flows(FlowsArgs),
+    /// Watch Services and their endpoints live: connections, packets, bytes and drops a second
+    #[command(help_template = TEMPLATE, after_help = top::after())]
+    Top(Box<TopArgs>),
+    /// Print drops, refusals and new connections as they happen
+    #[command(help_template = TEMPLATE, after_help = monitor::AFTER)]
+    Monitor(MonitorArgs),
+    /// Find out what on this node keeps Services from working, and what to do about it
+    #[command(help_template = TEMPLATE, override_usage = doctor::DOCTOR_USAGE)]
+    #[command(after_help = doctor::DOCTOR_AFTER)]
+    Doctor(Box<DoctorArgs>),
+    /// Say step by step what becomes of a connection: why does this not connect?
+    #[command(help_template = TEMPLATE, after_help = trace::AFTER)]
+    Trace(TraceArgs),
     /// Print a script that completes this command line in a shell
     #[command(help_template = TEMPLATE)]
     Completion {
@@ -127,9 +173,41 @@ pub struct PinArgs {
     pub bpffs: PathBuf,
 }
 
+/// `lb-agent cleanup`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CleanupArgs {
+    /// Remove kube-proxy's rules instead (modes nftables and iptables), once they carry no flow that
+    /// would break. Beside a running lb-agent; stop kube-proxy first, it would make them again
+    #[arg(long)]
+    pub kube_proxy: bool,
+    /// Wait at most this long for flows that would break, such as 10m
+    #[arg(long, value_name = "DURATION", default_value = "1m")]
+    pub wait: humantime::Duration,
+    /// Remove at once, whatever breaks
+    #[arg(long)]
+    pub force: bool,
+    /// Where pins live.
+    #[command(flatten)]
+    pub pins: PinArgs,
+}
+
+/// `lb-agent wait`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct WaitArgs {
+    /// This one
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub daemon_set: Option<String>,
+    /// As for `run`
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub master: Vec<String>,
+}
+
 /// `lb-agent run`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RunArgs {
+    /// Configuration file of kube-proxy, for what isn't given otherwise; see below
+    #[arg(long, env = "LB_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where Services come from.
     #[command(flatten)]
     pub source: SourceArgs,
@@ -157,9 +235,12 @@ pub struct SourceArgs {
     /// Kubeconfig file with the address of the API server and credentials
     #[arg(long, env = "LB_KUBECONFIG", value_name = "FILE", conflicts_with = "manifests")]
     pub kubeconfig: Option<PathBuf>,
-    /// Address of the API server; overrides what the kubeconfig or the Pod's environment says
+    /// Address of the API server, or several, the preferred one first: when one fails, the next is
+    /// asked; overrides what the kubeconfig or the Pod's environment says. No ClusterIP: those work
+    /// only once the agent runs
     #[arg(long, env = "LB_MASTER", value_name = "URL", conflicts_with = "manifests")]
-    pub master: Option<String>,
+    #[arg(value_delimiter = ',')]
+    pub master: Vec<String>,
     /// Directory of Service, EndpointSlice, Endpoints and Node YAML to follow; no API server
     #[arg(long, env = "LB_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
@@ -172,7 +253,8 @@ pub struct NodeArgs {
     /// Name of this node in the cluster [default: the host name in lower case]
     #[arg(long, env = "LB_HOSTNAME_OVERRIDE", value_name = "NAME")]
     pub hostname_override: Option<String>,
-    /// Address ranges of the cluster's pods, at most one per family
+    /// Address ranges of the cluster's pods, at most one per family. No effect on traffic: pods are told
+    /// from other sources by device and socket. `lb-agent doctor` compares Service addresses with them
     #[arg(long, env = "LB_CLUSTER_CIDR", value_name = "CIDR", value_delimiter = ',')]
     pub cluster_cidr: Vec<String>,
     /// Node addresses that serve NodePorts and health checks of Services: ranges, or `primary`
@@ -183,6 +265,10 @@ pub struct NodeArgs {
     /// eth [default: those of the default routes, and overlay devices]
     #[arg(long, env = "LB_DEVICES", value_name = "NAME", value_delimiter = ',')]
     pub devices: Vec<String>,
+    /// Devices behind which pods are, for --pod-path; `veth*` names all that begin with veth
+    /// [default: pairs whose other end is in another network namespace]
+    #[arg(long, env = "LB_POD_DEVICES", value_name = "NAME", value_delimiter = ',')]
+    pub pod_devices: Vec<String>,
     /// Directories where container runtimes mount the network namespaces of pods; /proc stands for
     /// those of all processes that can be seen; empty for none
     #[arg(long, env = "LB_NETNS_DIRS", value_name = "DIR", value_delimiter = ',')]
@@ -198,6 +284,9 @@ pub struct KernelArgs {
     /// which cgroup2 is mounted [default: the root of the cgroup2 mount]
     #[arg(long, env = "LB_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
+    /// Where pods that connect to a Service are translated; SCTP always by packet
+    #[arg(long, env = "LB_POD_PATH", value_name = "PATH", value_enum, default_value_t)]
+    pub pod_path: PodPath,
     /// Where packets from outside are translated first
     #[arg(long, env = "LB_XDP", value_name = "MODE", value_enum, default_value_t)]
     pub xdp: XdpMode,
@@ -205,6 +294,37 @@ pub struct KernelArgs {
     /// outside net.ipv4.ip_local_port_range and the NodePorts]
     #[arg(long, env = "LB_SNAT_PORT_RANGE", value_name = "FIRST-LAST")]
     pub snat_port_range: Option<String>,
+    /// Count connections of Services and endpoints, and packets and bytes where packets are translated;
+    /// none pass a program behind a socket that was translated at connect, so those aren't counted
+    #[arg(long, env = "LB_TRAFFIC_COUNTERS", value_name = "on|off", value_enum)]
+    #[arg(default_value_t = Switch::On, hide_possible_values = true)]
+    pub traffic_counters: Switch,
+    /// Metrics of traffic per Service port: for how many at most (on: 500), or off. The others are added up
+    /// under one name
+    #[arg(long, env = "LB_SERVICE_METRICS", value_name = "on|off|N", default_value = "on")]
+    #[arg(help_heading = "Serving")]
+    pub service_metrics: String,
+}
+
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is
+    On,
+    /// It isn't
+    Off,
+}
+
+/// Where pods are translated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum PodPath {
+    /// When a socket connects or sends: no cost per packet
+    #[default]
+    Socket,
+    /// When a packet leaves the pod: also for pods with a kernel of their own (VMs, gVisor)
+    Packet,
+    /// Sockets as far as they can be seen, and the packets of all others
+    Both,
 }
 
 /// Where XDP is used.
@@ -240,6 +360,9 @@ pub struct SizeArgs {
     /// Flows from outside that are translated at one time
     #[arg(long, env = "LB_MAX_FLOWS", value_name = "N", default_value_t = 524_288)]
     pub max_flows: u32,
+    /// Endpoints that are counted at one time, each on every CPU: those that this node's clients use
+    #[arg(long, env = "LB_MAX_TRAFFIC", value_name = "N", default_value_t = 16_384)]
+    pub max_traffic: u32,
 }
 
 /// What the agent serves.
@@ -247,14 +370,12 @@ pub struct SizeArgs {
 #[command(next_help_heading = "Serving")]
 pub struct ServingArgs {
     /// Address of /healthz and /livez; 0.0.0.0 and [::] both mean every address of both families;
-    /// empty for none
+    /// empty for none [default: 0.0.0.0:10256]
     #[arg(long, env = "LB_HEALTHZ_BIND_ADDRESS", value_name = "IP[:PORT]")]
-    #[arg(default_value = "0.0.0.0:10256")]
-    pub healthz_bind_address: String,
-    /// Address of /metrics and /proxyMode, likewise; empty for none
+    pub healthz_bind_address: Option<String>,
+    /// Address of /metrics and /proxyMode, likewise; empty for none [default: 127.0.0.1:10249]
     #[arg(long, env = "LB_METRICS_BIND_ADDRESS", value_name = "IP[:PORT]")]
-    #[arg(default_value = "127.0.0.1:10249")]
-    pub metrics_bind_address: String,
+    pub metrics_bind_address: Option<String>,
 }
 
 /// How a list is printed.
@@ -267,6 +388,8 @@ pub enum OutputFormat {
     Wide,
     /// One JSON array
     Json,
+    /// The same as YAML
+    Yaml,
 }
 
 /// Transport protocol as a filter.
@@ -288,46 +411,4 @@ impl From<ProtocolArg> for Protocol {
             ProtocolArg::Sctp => Self::Sctp,
         }
     }
-}
-
-/// `lb-agent services`.
-#[derive(Debug, Clone, clap::Args)]
-pub struct ServicesArgs {
-    /// Only this Service: NAME, or NAMESPACE/NAME
-    pub service: Option<String>,
-    /// Only Services of this namespace
-    #[arg(long, short, value_name = "NAMESPACE")]
-    pub namespace: Option<String>,
-    /// Only Services that this address is a frontend or a backend of
-    #[arg(long, value_name = "IP")]
-    pub address: Option<IpAddr>,
-    /// Only this protocol
-    #[arg(long, value_enum)]
-    pub protocol: Option<ProtocolArg>,
-    /// Form of the output
-    #[arg(long, short, value_enum, default_value_t)]
-    pub output: OutputFormat,
-    /// Where pins live.
-    #[command(flatten)]
-    pub pins: PinArgs,
-}
-
-/// `lb-agent flows`.
-#[derive(Debug, Clone, clap::Args)]
-pub struct FlowsArgs {
-    /// Only flows of this Service: NAME, or NAMESPACE/NAME
-    #[arg(long, value_name = "SERVICE")]
-    pub service: Option<String>,
-    /// Only flows with this address as client, frontend or backend
-    #[arg(long, value_name = "IP")]
-    pub address: Option<IpAddr>,
-    /// Only this protocol
-    #[arg(long, value_enum)]
-    pub protocol: Option<ProtocolArg>,
-    /// Form of the output
-    #[arg(long, short, value_enum, default_value_t)]
-    pub output: OutputFormat,
-    /// Where pins live.
-    #[command(flatten)]
-    pub pins: PinArgs,
 }

@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use http::Uri;
 use ipnet::IpNet;
 
-use crate::args::{RunArgs, SizeArgs, SourceArgs, XdpMode};
+use crate::args::{PodPath, RunArgs, ServingArgs, SizeArgs, SourceArgs, Switch, XdpMode};
 use crate::cluster::snapshot::IpFamily;
 
 /// Where Services come from.
@@ -20,11 +21,20 @@ pub enum Source {
     ApiServer {
         /// Kubeconfig file; the Pod's service account without one.
         kubeconfig: Option<PathBuf>,
-        /// Overrides the server's address.
-        master: Option<String>,
+        /// Override the server's address; the preferred one first.
+        addresses: Vec<Uri>,
     },
     /// A directory of manifests.
     Manifests(PathBuf),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ApiServer { .. } => f.write_str("the API server"),
+            Self::Manifests(directory) => write!(f, "manifests in {}", directory.display()),
+        }
+    }
 }
 
 /// Which of the node's addresses serve NodePorts.
@@ -66,6 +76,16 @@ pub enum DeviceSelection {
     Named(Vec<DevicePattern>),
 }
 
+/// Which devices lead to pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PodDevices {
+    /// One end of a pair whose other end is in another network namespace.
+    #[default]
+    Pairs,
+    /// Those with these names, as far as they exist.
+    Named(Vec<DevicePattern>),
+}
+
 /// A device name, or the beginning of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DevicePattern {
@@ -98,6 +118,8 @@ pub struct Capacities {
     pub source_ranges: u32,
     /// Flows.
     pub flows: u32,
+    /// Endpoints whose traffic is counted.
+    pub traffic: u32,
 }
 
 /// What `lb-agent run` was told.
@@ -113,6 +135,14 @@ pub struct Config {
     pub nodeport_addresses: NodePortAddresses,
     /// Which devices packets from outside come in on.
     pub devices: DeviceSelection,
+    /// Where pods are translated.
+    pub pod_path: PodPath,
+    /// Which devices lead to pods.
+    pub pod_devices: PodDevices,
+    /// Whether traffic of endpoints is counted.
+    pub traffic_counters: Switch,
+    /// Service ports that may have metrics of their own; 0 for none at all.
+    pub service_metrics: usize,
     /// Where the network namespaces of pods are mounted; `/proc` for those of processes.
     pub netns_dirs: Vec<PathBuf>,
     /// cgroup2 directory of the socket hooks; the root of the mount without one.
@@ -159,47 +189,70 @@ impl ConfigError {
 impl Config {
     /// Checks what was typed. `hostname` is this machine's name, used when none was given.
     pub fn new(args: RunArgs, hostname: &str) -> Result<Self, ConfigError> {
+        let (healthz, metrics) = serving(&args.serving)?;
         Ok(Self {
             source: source(args.source)?,
             node_name: node_name(args.node.hostname_override, hostname)?,
             cluster_cidrs: cluster_cidrs(&args.node.cluster_cidr)?,
             nodeport_addresses: nodeport_addresses(&args.node.nodeport_addresses)?,
             devices: devices(&args.node.devices)?,
+            pod_path: args.kernel.pod_path,
+            pod_devices: pod_devices(&args.node.pod_devices)?,
+            traffic_counters: args.kernel.traffic_counters,
+            service_metrics: service_metrics(&args.kernel.service_metrics)?,
             netns_dirs: given(&args.node.netns_dirs).map(PathBuf::from).collect(),
             cgroup_root: args.kernel.cgroup_root,
             bpffs: args.pins.bpffs,
             xdp: args.kernel.xdp,
             snat_ports: args.kernel.snat_port_range.as_deref().map(port_range).transpose()?,
             capacities: capacities(args.sizes)?,
-            healthz: bind_address(
-                "healthz-bind-address",
-                &args.serving.healthz_bind_address,
-                10_256,
-            )?,
-            metrics: bind_address(
-                "metrics-bind-address",
-                &args.serving.metrics_bind_address,
-                10_249,
-            )?,
+            healthz,
+            metrics,
         })
     }
+}
+
+/// The addresses of the health and the metrics server.
+pub fn serving(
+    args: &ServingArgs,
+) -> Result<(Option<SocketAddr>, Option<SocketAddr>), ConfigError> {
+    Ok((
+        bind_address(
+            "healthz-bind-address",
+            args.healthz_bind_address.as_deref().unwrap_or("0.0.0.0:10256"),
+            10_256,
+        )?,
+        bind_address(
+            "metrics-bind-address",
+            args.metrics_bind_address.as_deref().unwrap_or("127.0.0.1:10249"),
+            10_249,
+        )?,
+    ))
 }
 
 fn source(args: SourceArgs) -> Result<Source, ConfigError> {
     if let Some(directory) = args.manifests {
         return Ok(Source::Manifests(directory));
     }
-    if let Some(master) = &args.master
-        && !(master.starts_with("https://") || master.starts_with("http://"))
-    {
-        return Err(ConfigError::new(
+    let addresses = server_addresses(&args.master)?;
+    Ok(Source::ApiServer { kubeconfig: args.kubeconfig, addresses })
+}
+
+/// The values of `--master`.
+pub fn server_addresses(texts: &[String]) -> Result<Vec<Uri>, ConfigError> {
+    given(texts).map(server_address).collect()
+}
+
+fn server_address(text: &str) -> Result<Uri, ConfigError> {
+    let url = text.parse::<Uri>().ok();
+    url.filter(|url| matches!(url.scheme_str(), Some("https" | "http"))).ok_or_else(|| {
+        ConfigError::new(
             "master",
-            master,
+            text,
             "not a URL of http or https",
             "write it as https://HOST:6443",
-        ));
-    }
-    Ok(Source::ApiServer { kubeconfig: args.kubeconfig, master: args.master })
+        )
+    })
 }
 
 /// As kube-proxy's `GetHostname`: trimmed, in lower case, never empty.
@@ -261,6 +314,19 @@ fn nodeport_addresses(texts: &[String]) -> Result<NodePortAddresses, ConfigError
 }
 
 fn devices(texts: &[String]) -> Result<DeviceSelection, ConfigError> {
+    let patterns = device_patterns("devices", texts)?;
+    Ok(if patterns.is_empty() { DeviceSelection::Routes } else { DeviceSelection::Named(patterns) })
+}
+
+fn pod_devices(texts: &[String]) -> Result<PodDevices, ConfigError> {
+    let patterns = device_patterns("pod-devices", texts)?;
+    Ok(if patterns.is_empty() { PodDevices::Pairs } else { PodDevices::Named(patterns) })
+}
+
+fn device_patterns(
+    flag: &'static str,
+    texts: &[String],
+) -> Result<Vec<DevicePattern>, ConfigError> {
     const REMEDY: &str = "write names as `ip link` shows them, separated by commas; a `*` may only \
         stand at the end";
     let mut patterns = Vec::new();
@@ -271,7 +337,7 @@ fn devices(texts: &[String]) -> Result<DeviceSelection, ConfigError> {
         };
         // IFNAMSIZ is 16 with the final NUL (include/uapi/linux/if.h); the rest as dev_valid_name().
         if name.len() > 15 || name.contains(['*', '/', ':']) || name.contains(char::is_whitespace) {
-            return Err(ConfigError::new("devices", text, "not a device name", REMEDY));
+            return Err(ConfigError::new(flag, text, "not a device name", REMEDY));
         }
         let name = name.to_owned();
         patterns.push(if is_prefix {
@@ -280,7 +346,7 @@ fn devices(texts: &[String]) -> Result<DeviceSelection, ConfigError> {
             DevicePattern::Name(name)
         });
     }
-    Ok(if patterns.is_empty() { DeviceSelection::Routes } else { DeviceSelection::Named(patterns) })
+    Ok(patterns)
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
@@ -303,14 +369,36 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
     Ok(first..=last)
 }
 
+/// Each has five series at most.
+fn service_metrics(text: &str) -> Result<usize, ConfigError> {
+    const DEFAULT: usize = 500;
+    const MOST: usize = 100_000;
+    match text.trim() {
+        "on" => Ok(DEFAULT),
+        "off" => Ok(0),
+        number => {
+            number.parse().ok().filter(|number| (1..=MOST).contains(number)).ok_or_else(|| {
+                ConfigError::new(
+                    "service-metrics",
+                    text,
+                    format!("neither `on` nor `off` nor a number from 1 to {MOST}"),
+                    "say `on`, `off`, or how many Service ports may have metrics of their own",
+                )
+            })
+        }
+    }
+}
+
 fn capacities(args: SizeArgs) -> Result<Capacities, ConfigError> {
     // The upper bounds keep each table under 2 GiB: array maps are allocated whole.
-    let checks: [(&'static str, u32, RangeInclusive<u32>); 5] = [
+    let checks: [(&'static str, u32, RangeInclusive<u32>); 6] = [
         ("max-services", args.max_services, 16..=1 << 22),
         ("max-backends", args.max_backends, 16..=1 << 24),
         ("max-slots", args.max_slots, 256..=1 << 28),
         ("max-source-ranges", args.max_source_ranges, 16..=1 << 24),
         ("max-flows", args.max_flows, 256..=1 << 24),
+        // Each takes 48 bytes on every CPU.
+        ("max-traffic", args.max_traffic, 16..=1 << 20),
     ];
     for (flag, value, allowed) in checks {
         if !allowed.contains(&value) {
@@ -328,6 +416,7 @@ fn capacities(args: SizeArgs) -> Result<Capacities, ConfigError> {
         slots: args.max_slots,
         source_ranges: args.max_source_ranges,
         flows: args.max_flows,
+        traffic: args.max_traffic,
     })
 }
 
@@ -387,7 +476,7 @@ mod tests {
     #[test]
     fn without_flags_the_defaults_are_those_of_kube_proxy() {
         let config = config(&[]).unwrap();
-        assert_eq!(config.source, Source::ApiServer { kubeconfig: None, master: None });
+        assert_eq!(config.source, Source::ApiServer { kubeconfig: None, addresses: Vec::new() });
         assert_eq!(config.node_name, "node-a.example");
         assert_eq!(config.nodeport_addresses, NodePortAddresses::All);
         assert_eq!(config.devices, DeviceSelection::Routes);
@@ -461,6 +550,18 @@ mod tests {
     }
 
     #[test]
+    fn metrics_of_services_are_bounded_or_off() {
+        for (flags, expected) in [
+            (&[][..], 500),
+            (&["--service-metrics", "on"], 500),
+            (&["--service-metrics", "off"], 0),
+            (&["--service-metrics", "20000"], 20_000),
+        ] {
+            assert_eq!(config(flags).unwrap().service_metrics, expected, "{flags:?}");
+        }
+    }
+
+    #[test]
     fn devices_are_names_or_prefixes() {
         assert_eq!(
             config(&["--devices", "eth0, ens*"]).unwrap().devices,
@@ -489,6 +590,8 @@ mod tests {
             (&["--snat-port-range", "65000-64000"], "the first port is greater"),
             (&["--snat-port-range", "65000-65100"], "fewer than 256 ports"),
             (&["--max-services", "1"], "--max-services \"1\": not between 16"),
+            (&["--service-metrics", "0"], "--service-metrics \"0\": neither `on` nor `off`"),
+            (&["--service-metrics", "many"], "nor a number from 1 to 100000"),
             (&["--metrics-bind-address", "localhost:1"], "not an address to listen on"),
             (&["--master", "apiserver:6443"], "--master \"apiserver:6443\": not a URL"),
         ] {

@@ -3,17 +3,33 @@
 //! packet finds everything.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
+use crate::args::PodPath;
 use crate::bpf::devices::XdpAttachment;
-use crate::bpf::expiry::{Expired, FlowTables};
+use crate::bpf::expiry::FlowTables;
 use crate::bpf::maps::PinnedMaps;
+use crate::bpf::takeover::Handover;
 use crate::bpf::{BpfError, Kernel};
+use crate::cluster::snapshot::{IpFamily, Protocol};
 use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::plan::desired::{Delta, Desired};
-use crate::run::datapath::{ApplyReport, Datapath, FlowExpiry, Unfit};
+use crate::run::datapath::{ApplyReport, Datapath, Expiry, FlowExpiry, Unfit};
 use crate::serve::metrics::MapFill;
+use crate::serve::status::Attachment;
 use crate::tables::Tables;
 use crate::tables::store::{StoreError, Table};
+use crate::takeover::{self, TakeoverError};
+
+/// How often the flows that another proxy carries are looked at.
+const FOLLOW: Duration = Duration::from_secs(10);
+
+/// Without conntrack there is nothing to take over; else new flows are served all the same.
+fn warn_of(result: Result<(), TakeoverError>) {
+    if let Err(error) = result {
+        tracing::warn!("flows of another service proxy aren't told from others: {error}");
+    }
+}
 
 /// What made the datapath unusable; the loop starts over.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +49,10 @@ pub struct NodeDatapath {
     /// `None` until the lists are complete: nothing is written before.
     tables: Option<Tables<PinnedMaps>>,
     facts: NodeFacts,
+    /// There are Service ports for SCTP, which no socket hook serves.
+    serves_sctp: bool,
+    /// Whose flows are, and when that was looked at.
+    handover: Option<(Handover, Instant)>,
     /// Pods of this node, by the cookies of their network namespaces.
     clients: BTreeMap<u64, ClientAddresses>,
 }
@@ -40,7 +60,14 @@ pub struct NodeDatapath {
 impl NodeDatapath {
     /// Takes over an opened kernel side; writes and attaches nothing yet.
     pub fn new(kernel: Kernel) -> Self {
-        Self { kernel, tables: None, facts: NodeFacts::default(), clients: BTreeMap::new() }
+        Self {
+            kernel,
+            tables: None,
+            facts: NodeFacts::default(),
+            serves_sctp: false,
+            handover: None,
+            clients: BTreeMap::new(),
+        }
     }
 
     fn write_node(&mut self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
@@ -65,13 +92,19 @@ impl NodeDatapath {
         Ok(())
     }
 
-    /// Attaches to sockets, and to the devices that are there now. What the maps say of the node is
-    /// written before, so that no packet meets a program that doesn't know its device, and after,
-    /// when it is known which of them XDP may send to.
-    fn attach(&mut self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
+    /// Attaches to the devices that are there now. What the maps say of the node is written before,
+    /// so that no packet meets a program that doesn't know its device, and after, when it is known
+    /// which of them XDP may send to.
+    fn attach_devices(&mut self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
+        if self.serves_sctp {
+            self.kernel.serve_sctp()?;
+        }
         self.write_node(tables)?;
-        self.kernel.attach_sockets()?;
-        self.kernel.sync_devices(&self.facts.devices)?;
+        let mut devices = self.facts.devices.clone();
+        if self.serves_sctp || self.kernel.pod_path() != PodPath::Socket {
+            devices.extend(self.facts.pod_devices.clone());
+        }
+        self.kernel.sync_devices(&devices)?;
         self.write_node(tables)
     }
 
@@ -97,7 +130,7 @@ impl Datapath for NodeDatapath {
         };
         // After an error the loop begins anew, with `begin_from`.
         self.write_clients(&mut tables)?;
-        self.attach(&mut tables)?;
+        self.attach_devices(&mut tables)?;
         self.tables = Some(tables);
         Ok(())
     }
@@ -119,15 +152,32 @@ impl Datapath for NodeDatapath {
         let mut tables = Tables::adopt(self.kernel.maps()?)?;
         tables.reconcile(desired)?;
         self.write_clients(&mut tables)?;
-        self.attach(&mut tables)?;
+        // NodePorts are told by the node's addresses.
+        self.write_node(&mut tables)?;
+        let mut handover = self.kernel.handover()?;
+        warn_of(takeover::begin(&mut handover));
+        self.kernel.attach_sockets()?;
+        self.serves_sctp = tables.serves(Protocol::Sctp);
+        self.attach_devices(&mut tables)?;
+        self.kernel.forget_if_uncounted()?;
+        warn_of(takeover::settle(&mut handover));
+        self.handover = Some((handover, Instant::now()));
         self.tables = Some(tables);
         // What the last agent left to do isn't known.
         Ok(ApplyReport { udp_endpoints_left: true, ..self.report() })
     }
 
     fn apply(&mut self, delta: &Delta) -> Result<ApplyReport, DatapathError> {
-        if let Some(tables) = &mut self.tables {
+        if let Some(mut tables) = self.tables.take() {
             tables.apply(delta)?;
+            if delta.ports.keys().any(|key| key.protocol == Protocol::Sctp) {
+                let served =
+                    std::mem::replace(&mut self.serves_sctp, tables.serves(Protocol::Sctp));
+                if served != self.serves_sctp {
+                    self.attach_devices(&mut tables)?;
+                }
+            }
+            self.tables = Some(tables);
         }
         Ok(self.report())
     }
@@ -135,6 +185,12 @@ impl Datapath for NodeDatapath {
     fn maintain(&mut self) -> Result<ApplyReport, DatapathError> {
         if let Some(tables) = &mut self.tables {
             tables.maintain()?;
+        }
+        if let Some((handover, looked)) = &mut self.handover
+            && looked.elapsed() >= FOLLOW
+        {
+            warn_of(takeover::follow(handover));
+            *looked = Instant::now();
         }
         Ok(self.report())
     }
@@ -148,19 +204,23 @@ impl Datapath for NodeDatapath {
         })
         .collect()
     }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        self.kernel.attachments()
+    }
 }
 
 impl FlowExpiry for FlowTables {
     type Error = BpfError;
 
-    fn expire(&mut self) -> Result<Vec<MapFill>, BpfError> {
+    fn expire(&mut self) -> Result<Expiry, BpfError> {
         let pass = FlowTables::expire(self)?;
-        let fill = |(map, table): (&'static str, Expired)| MapFill {
-            map,
-            used: table.entries.saturating_sub(table.removed),
-            capacity: table.capacity,
-        };
-        Ok([("flows4", pass.v4), ("flows6", pass.v6)].map(fill).into())
+        let fill = pass.hashes.into_iter().filter_map(|usage| {
+            let (used, capacity) = (usage.entries?, usage.max_entries.into());
+            Some(MapFill { map: usage.map, used, capacity })
+        });
+        let flows = vec![(IpFamily::V4, pass.v4.used), (IpFamily::V6, pass.v6.used)];
+        Ok(Expiry { fill: fill.collect(), flows })
     }
 }
 

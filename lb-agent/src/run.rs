@@ -24,17 +24,21 @@ use prometheus_client::collector::Collector;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::args::Switch;
 use crate::config::Config;
+use crate::config_file::ConfigFile;
 use crate::flows::end_stale_sockets;
 use crate::memory;
 use crate::node::classify::Selection;
 use crate::node::observe::Observer;
 use crate::node::{cgroup, namespace, pods, ports};
-use crate::serve::collect::{Drops, Watches};
+use crate::serve::collect::{Drops, Healthy, Watches};
 use crate::serve::health::Health;
 use crate::serve::metrics::Metrics;
 use crate::serve::process::Process;
 use crate::serve::service_health::{self, ServiceHealth, Trouble};
+use crate::serve::status::{StatusBoard, status_router};
+use crate::serve::traffic::ServiceTraffic;
 use crate::serve::{health_router, metrics_router, serve};
 use control::{Control, Inputs};
 use datapath::{Datapath, FlowExpiry, Opened, Setup, Translations};
@@ -47,10 +51,12 @@ const WORKERS: usize = 2;
 /// Events that wait for the API server; more are dropped.
 const NOTICES: usize = 64;
 
-/// Runs the agent until SIGTERM or SIGINT. `open` opens the kernel's side, once everything else
+/// Runs the agent until SIGTERM or SIGINT, or until the configuration `file` says something else, which is
+/// an error: whoever started the agent is to start it again. `open` opens the kernel's side, once everything else
 /// that can fail at the start has not.
 pub fn run<D: Datapath, F: FlowExpiry, T: Translations>(
     config: Config,
+    file: Option<ConfigFile>,
     open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F, T>>,
 ) -> anyhow::Result<()> {
     memory::share();
@@ -60,7 +66,7 @@ pub fn run<D: Datapath, F: FlowExpiry, T: Translations>(
         .enable_all()
         .build()
         .context("start the threads of the runtime")?;
-    let result = runtime.block_on(work(config, open));
+    let result = runtime.block_on(work(config, file, open));
     // Don't wait for requests to a server that may be down.
     runtime.shutdown_background();
     result
@@ -68,9 +74,10 @@ pub fn run<D: Datapath, F: FlowExpiry, T: Translations>(
 
 async fn work<D: Datapath, F: FlowExpiry, T: Translations>(
     config: Config,
+    file: Option<ConfigFile>,
     open: impl FnOnce(&Setup) -> anyhow::Result<Opened<D, F, T>>,
 ) -> anyhow::Result<()> {
-    let stop = Stop::new().context("handle SIGTERM and SIGINT")?;
+    let stop = Stop::new(file).context("handle SIGTERM and SIGINT")?;
     let setup = setup(&config)?;
     let following = source::follow(&config.source, &config.node_name).await?;
     let (observer, observed) = Observer::start().await?;
@@ -78,37 +85,48 @@ async fn work<D: Datapath, F: FlowExpiry, T: Translations>(
     let Opened { datapath, flows, sockets, counters } = open(&setup)?;
 
     let mut collectors: Vec<Box<dyn Collector>> =
-        vec![Box::new(Drops(counters)), Box::new(Process::new())];
+        vec![Box::new(Drops(counters.clone())), Box::new(Process::new())];
+    if config.traffic_counters == Switch::On && config.service_metrics > 0 {
+        collectors.push(Box::new(ServiceTraffic::new(counters, config.service_metrics)));
+    }
+    let health = Arc::new(Health::new(following.server.is_some()));
+    collectors.push(Box::new(Healthy(health.clone())));
     if let Some(server) = &following.server {
         collectors.push(Box::new(Watches(server.watches.clone())));
     }
     let metrics = Metrics::new(collectors);
+    metrics.set_snat_ports(&setup.snat_ports);
+    let watches = following.server.as_ref().map(|server| server.watches.clone());
+    let source = config.source.to_string();
+    let board = Arc::new(StatusBoard::new(&config.node_name, source, &setup.snat_ports, watches));
     tokio::spawn(expiry::expire(flows, metrics.clone()));
     let pods = pods::follow(config.netns_dirs.clone());
     let bell = end_stale_sockets(sockets, pods.clone(), metrics.clone());
-    let health = Arc::new(Health::new(following.server.is_some()));
     if let Some(address) = config.healthz {
         let router = health_router(health.clone(), metrics.clone());
         tokio::spawn(serve("healthz-bind-address", address, router));
     }
     if let Some(address) = config.metrics {
-        tokio::spawn(serve("metrics-bind-address", address, metrics_router(metrics.clone())));
+        let router = metrics_router(metrics.clone()).merge(status_router(board.clone()));
+        tokio::spawn(serve("metrics-bind-address", address, router));
     }
     let expects_node = following.server.is_some().then(|| config.node_name.clone());
     let events = following.server.map(|server| spawn_events(server, &config.node_name));
     let notices = Notices::new(events);
     let service_health = Arc::new(ServiceHealth::new(config.nodeport_addresses.clone()));
     spawn_service_health(&service_health, &health, &metrics, &notices);
-    let reports =
-        Reports::new(metrics, health, service_health, notices, expects_node).with_sockets(bell);
+    let reports = Reports::new(metrics, health, service_health, notices, expects_node)
+        .with_sockets(bell)
+        .with_board(board);
 
-    let Config { node_name, devices, nodeport_addresses, .. } = config;
-    let selection = Selection { devices, nodeport_addresses };
+    let Config { node_name, devices, pod_devices, nodeport_addresses, .. } = config;
+    let selection = Selection { devices, pod_devices, nodeport_addresses };
     let control = Control::new(&node_name, selection, datapath, reports);
     let inputs = Inputs { changes: following.changes, observed, pods };
-    control.run(inputs, stop.wait()).await?;
+    let mut why = Ok(());
+    control.run(inputs, async { why = stop.wait().await }).await?;
     tracing::info!("stopped; the datapath stays, `lb-agent cleanup` removes it");
-    Ok(())
+    why
 }
 
 /// What the kernel's side is told, found out from the machine where nothing was said.
@@ -122,10 +140,19 @@ fn setup(config: &Config) -> anyhow::Result<Setup> {
         cgroup_root: cgroup::cgroup_root(config.cgroup_root.as_deref())?,
         netns_cookie: namespace::netns_cookie()?,
         xdp: config.xdp,
+        pod_path: config.pod_path,
+        traffic_counters: config.traffic_counters,
         snat_ports,
         cluster_cidrs: config.cluster_cidrs.clone(),
         capacities: config.capacities,
     };
+    if !config.cluster_cidrs.is_empty() {
+        tracing::info!(
+            cidrs = ?config.cluster_cidrs,
+            "--cluster-cidr has no effect on traffic: pods are told from other sources by device and \
+             socket; `lb-agent doctor` compares Service addresses with it"
+        );
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = config.node_name,
@@ -158,24 +185,39 @@ fn spawn_events(server: Server, node_name: &str) -> mpsc::Sender<Notice> {
     sender
 }
 
-/// The signals that end the agent.
+/// What ends the agent: signals, and a configuration file that says something else.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    file: Option<ConfigFile>,
 }
 
 impl Stop {
-    fn new() -> std::io::Result<Self> {
+    fn new(file: Option<ConfigFile>) -> std::io::Result<Self> {
         Ok(Self {
+            file,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
 
-    async fn wait(mut self) {
+    async fn wait(mut self) -> anyhow::Result<()> {
+        let changed = async {
+            match &self.file {
+                Some(file) => {
+                    file.changed().await;
+                    file.path()
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Ok(()),
+            _ = self.interrupt.recv() => Ok(()),
+            path = changed => {
+                let path = path.display();
+                anyhow::bail!("--config {path}: the file has changed; start the agent again with it")
+            }
         }
     }
 }

@@ -7,12 +7,15 @@ use bytemuck::Pod;
 
 use crate::abi::{
     Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, Flow, FlowKey, Frontend,
-    FrontendKey, ServiceIndex, ServiceRecord, SourceRange,
+    FrontendKey, ServiceIndex, ServiceRanges, ServiceRecord, SourceRange, TrafficKey,
 };
 use crate::bytes::Be16;
 use crate::family::Family;
 use crate::lb::DropReason;
-use crate::packet::{FragmentKey, Packet};
+use crate::lb::fragment::{ParkedKey, Parking};
+use crate::lb::monitor::Subject;
+use crate::lb::policy::Client;
+use crate::packet::{FragmentKey, Packet, Work};
 use crate::wire::checksum::{self, Sum};
 use crate::wire::transport::Ports;
 
@@ -35,6 +38,10 @@ pub trait Tables {
     fn backend(&self, index: BackendIndex) -> Option<&Backend>;
     /// ADDRESSES: bits of [`crate::abi::AddressFlags`], none for addresses that aren't in it.
     fn address_flags(&self, address: &Address) -> u32;
+    /// SERVICE_RANGES: those of the family of `address`.
+    fn service_ranges(&self, address: Address) -> Option<&ServiceRanges>;
+    /// TAKEOVER: bits of [`crate::abi::TakeoverFlags`].
+    fn takeover(&self) -> u32;
     /// Whether SOURCE_RANGES has a range around this address.
     fn source_range(&self, key: &SourceRange) -> bool;
     /// The AFFINITY entry under `key`, to read and to renew in place.
@@ -47,6 +54,25 @@ pub trait Tables {
     fn now(&self) -> u32;
     /// Counts one packet or connection that was not served.
     fn count_drop(&self, service: ServiceIndex, reason: DropReason);
+    /// MONITOR: kinds of events that somebody watches, bits of [`crate::abi::EventKinds`].
+    fn watched(&self) -> u32;
+    /// TRAFFIC: a socket was led to this endpoint.
+    fn count_socket(&self, key: &TrafficKey);
+    /// TRAFFIC: a packet was carried to or from this endpoint.
+    fn count_carried(&self, key: &TrafficKey, carried: &Carried);
+}
+
+/// What a packet adds to TRAFFIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Flows that it opened, 0 or 1.
+    pub flows: u32,
+    /// It comes from the endpoint.
+    pub reply: bool,
+    /// Packets on the wire.
+    pub packets: u32,
+    /// IP length, bytes; headers of merged segments count once.
+    pub bytes: u32,
 }
 
 /// Whether a store changes bytes that a checksum elsewhere in the packet makes up for.
@@ -94,6 +120,9 @@ pub trait Frame {
     const FIXED_HEADERS: bool;
     /// Where the IP header starts, bytes from the start of the frame.
     const IP_OFFSET: u32;
+    /// Whether this program carries SCTP, and nothing else; or everything else. Its checksum needs
+    /// so much of the verifier that together they would be refused.
+    const SCTP: bool;
 
     /// The same value, with nothing known about it any more. A verifier that follows each way
     /// through a loop with what it knows then sees one way behind it (Linux 6.1 counts a million
@@ -162,13 +191,38 @@ pub enum InsertError {
     Refused,
 }
 
+/// Fragments that wait for the first one of their datagram.
+pub trait Waiting {
+    /// Which ones do here.
+    const PARKING: Parking;
+
+    /// Since when the fragment under `key` waits, ticks.
+    fn parked(&self, key: &ParkedKey) -> Option<u32>;
+    /// Keeps a copy of this frame; `false` when it is too long or the table refuses.
+    fn park(&mut self, key: &ParkedKey) -> bool;
+    /// Forgets a copy.
+    fn forget_parked(&mut self, key: &ParkedKey);
+    /// Keeps the bytes of this frame, which [`Waiting::resend_parked`] may overwrite from then on;
+    /// `false` when it is too long.
+    fn set_aside(&mut self) -> bool;
+    /// Sends a parked frame through the hook of the device where it was parked, and forgets it.
+    fn resend_parked(&mut self, key: &ParkedKey);
+    /// This frame has the bytes again that it was set aside with; `false` when it is lost.
+    fn take_back(&mut self) -> bool;
+}
+
 /// Everything a packet decision may ask.
-pub trait Env<F: Family>: Tables + Frame {
+pub trait Env<F: Family>: Tables + Frame + Waiting {
     /// Whether packets that this hook passes on meet no other of ours. XDP carries known, forwarded
     /// flows alone; first packets, local backends (better served behind GRO) and answers it leaves
     /// to tc.
     const FINAL: bool;
+    /// Who sends the packets that come in here.
+    const CLIENTS: Client;
 
+    /// Whether flows of this IP protocol are translated here: where the socket hooks serve a pod, its
+    /// packets are left alone but for protocols that have no such hook.
+    fn serves(&self, protocol: u8) -> bool;
     /// The flow entry under `key`, to read and to renew in place.
     fn flow(&mut self, key: &FlowKey<F>) -> Option<&mut Flow<F>>;
     /// Writes a new entry; never replaces one.
@@ -177,6 +231,8 @@ pub trait Env<F: Family>: Tables + Frame {
     fn delete_flow(&mut self, key: &FlowKey<F>);
     /// DEVICES: an external device; `None` for every other interface.
     fn device(&self, index: u32) -> Option<&Device>;
+    /// The address that stands for the node; unspecified when it has none of this family.
+    fn own_address(&self) -> F::Addr;
     /// Asks the routing table.
     fn route(&mut self, query: &RouteQuery<F>) -> Route;
     /// Whether a socket of this node already receives packets with the tuple `reply`.
@@ -186,8 +242,12 @@ pub trait Env<F: Family>: Tables + Frame {
     /// IP length of the longest packet on the wire that this frame becomes, bytes: a frame of
     /// merged segments is split again before it is sent.
     fn wire_length(&self, packet: &Packet<F>) -> u32;
+    /// Packets on the wire that this frame becomes: more than one for merged segments.
+    fn wire_packets(&self) -> u32;
     /// The ports that the first fragment of this datagram had.
     fn fragment(&self, key: &FragmentKey<F>) -> Option<Ports>;
     /// Remembers the ports of a first fragment.
     fn remember_fragment(&mut self, key: &FragmentKey<F>, ports: &Ports);
+    /// EVENTS: tells who watches, if it is what they want. `reason` as in [`crate::abi::Event::reason`].
+    fn report(&self, work: &Work<F>, subject: Subject, reason: u8);
 }

@@ -57,6 +57,8 @@ pub trait Family: Copy + Eq + Hash + Debug + 'static {
 
     /// The common 16-byte form (IPv4-mapped for IPv4).
     fn widen(address: Self::Addr) -> Address;
+    /// The same, in place.
+    fn widen_to(to: &mut Address, from: &Self::Addr);
     /// Back from the common form; the caller knows that the family fits.
     fn narrow(address: Address) -> Self::Addr;
     /// Copies an address word by word (see [`crate::abi::Flow::copy_from`]).
@@ -91,6 +93,10 @@ impl Family for V4 {
         Address::mapped(address.0)
     }
     #[inline(always)]
+    fn widen_to(to: &mut Address, from: &Addr4) {
+        *to = Address::mapped(from.0);
+    }
+    #[inline(always)]
     fn narrow(address: Address) -> Addr4 {
         Addr4(address.words()[3])
     }
@@ -122,6 +128,10 @@ impl Family for V6 {
     #[inline(always)]
     fn widen(address: Addr6) -> Address {
         Address::from_words(address.0)
+    }
+    #[inline(always)]
+    fn widen_to(to: &mut Address, from: &Addr6) {
+        to.copy_from(&from.0);
     }
     #[inline(always)]
     fn narrow(address: Address) -> Addr6 {

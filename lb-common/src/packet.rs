@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::abi::{Flow, FlowKey};
 use crate::env::{Env, Frame};
 use crate::family::{Addr4, Addr6, Family, V4, V6};
-use crate::lb::Answer;
+use crate::lb::{Answer, fragment};
 use crate::wire::icmp::{self, IcmpHeader};
 use crate::wire::ip::{self, Ipv4Header, Ipv6Extension, Ipv6Fragment, Ipv6Header};
 use crate::wire::transport::{self, Ports};
@@ -78,8 +78,10 @@ pub struct Packet<F: Family> {
     l4: u32,
     /// Whether it has a transport header (later fragments don't).
     pub has_transport: bool,
-    /// TCP flags; 0 for other protocols.
-    pub tcp_flags: u8,
+    /// Whether all of the datagram is here.
+    pub whole: bool,
+    /// TCP flags, for SCTP those that say what its first chunk says; 0 for UDP.
+    pub flags: u8,
     /// TTL or hop limit.
     pub hop_limit: u8,
     /// Routers may not fragment it.
@@ -102,10 +104,16 @@ impl<F: Family> Packet<F> {
         self.tuple.protocol as u8
     }
 
-    /// A TCP segment that opens a connection.
+    /// Whether a flow of this protocol is a connection, which knows its end and must not be cut.
+    #[inline(always)]
+    pub fn is_connection(&self) -> bool {
+        self.protocol() != ip::UDP
+    }
+
+    /// A packet that opens a connection.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        self.tcp_flags & (transport::SYN | transport::ACK) == transport::SYN
+        self.flags & (transport::SYN | transport::ACK) == transport::SYN
     }
 }
 
@@ -133,10 +141,16 @@ pub struct IcmpError<F: Family> {
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// TCP or UDP: [`Work::packet`] is filled.
+    /// TCP or UDP, or SCTP in its own program: [`Work::packet`] is filled.
     Transport,
-    /// An ICMP error about TCP or UDP: [`Work::error`] is filled.
+    /// SCTP, which another program carries.
+    Sctp,
+    /// An ICMP error about one of these: [`Work::error`] is filled.
     Error,
+    /// A later fragment that waits for its first one: a copy is kept.
+    Parked,
+    /// A first fragment that broke while it sent those that waited for it: its addresses are in [`Work::key`].
+    Lost,
     /// Anything else, truncated packets included: not ours.
     Unknown,
 }
@@ -159,6 +173,8 @@ pub struct Work<F: Family> {
     pub answer: Answer,
     /// Where the packet leaves when the verdict is to forward: an interface index.
     pub device: u32,
+    /// Whether the packet opened its flow: 0 or 1.
+    pub opened: u32,
 }
 
 // SAFETY: every field is valid when all its bytes are zero (integers, bools that are false, and an
@@ -311,14 +327,28 @@ pub fn parse<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Kind 
         return Kind::Unknown;
     };
     match header.protocol {
-        ip::TCP | ip::UDP => match transport_packet(env, &header) {
-            Some(packet) => {
+        // XDP leaves it to tc, which has a program for it.
+        ip::SCTP if !E::SCTP => {
+            if E::FIXED_HEADERS {
+                Kind::Unknown
+            } else {
+                Kind::Sctp
+            }
+        }
+        ip::TCP | ip::UDP if E::SCTP => Kind::Unknown,
+        ip::TCP | ip::UDP | ip::SCTP => match transport_packet(env, &header) {
+            Ok(packet) => {
                 work.packet = packet;
                 Kind::Transport
             }
-            None => Kind::Unknown,
+            Err(kind) => {
+                if kind == Kind::Lost {
+                    work.key = tuple(&header, Ports::default());
+                }
+                kind
+            }
         },
-        protocol if protocol == F::ICMP => match icmp_error(env, &header) {
+        protocol if protocol == F::ICMP && !E::SCTP => match icmp_error(env, &header) {
             Some(error) => {
                 work.error = error;
                 Kind::Error
@@ -344,28 +374,37 @@ fn tuple<F: Family>(header: &Header<F>, ports: Ports) -> FlowKey<F> {
 fn transport_packet<F: ReadHeader, E: Env<F>>(
     env: &mut E,
     header: &Header<F>,
-) -> Option<Packet<F>> {
+) -> Result<Packet<F>, Kind> {
     if E::FIXED_HEADERS && header.part != Part::Whole {
-        return None;
+        return Err(Kind::Unknown);
     }
-    let mut tcp_flags = 0;
+    let mut flags = 0;
     let ports = match header.part {
-        Part::Later(id) => env.fragment(&fragment_key(header, id))?,
+        Part::Later(id) => fragment::ports(env, &fragment_key(header, id))?,
         Part::Whole | Part::First(_) => {
-            if header.protocol == ip::TCP {
-                tcp_flags = env.load::<u8>(header.payload + transport::TCP_FLAGS_OFFSET)?;
+            if E::SCTP {
+                let chunk = env.load::<u8>(header.payload + transport::SCTP_CHUNK_OFFSET);
+                flags = transport::flags_of_chunk(chunk.ok_or(Kind::Unknown)?);
+            } else if header.protocol == ip::TCP {
+                let byte = env.load::<u8>(header.payload + transport::TCP_FLAGS_OFFSET);
+                flags = byte.ok_or(Kind::Unknown)?;
             }
-            env.load::<Ports>(header.payload)?
+            env.load::<Ports>(header.payload).ok_or(Kind::Unknown)?
         }
     };
     if let Part::First(id) = header.part {
-        env.remember_fragment(&fragment_key(header, id), &ports);
+        let datagram = fragment_key(header, id);
+        env.remember_fragment(&datagram, &ports);
+        if !fragment::release(env, &datagram) {
+            return Err(Kind::Lost);
+        }
     }
-    Some(Packet {
+    Ok(Packet {
         tuple: tuple(header, ports),
         l4: header.payload,
         has_transport: !matches!(header.part, Part::Later(_)),
-        tcp_flags,
+        whole: header.part == Part::Whole,
+        flags,
         hop_limit: header.hop_limit,
         dont_fragment: header.dont_fragment,
         length: header.length,
@@ -394,7 +433,9 @@ fn icmp_error<F: ReadHeader, E: Env<F>>(env: &mut E, header: &Header<F>) -> Opti
     }
     let quoted_l3 = header.payload + icmp::HEADER_LEN;
     let quoted = F::read(env, quoted_l3)?;
-    if !matches!(quoted.protocol, ip::TCP | ip::UDP) || matches!(quoted.part, Part::Later(_)) {
+    if !matches!(quoted.protocol, ip::TCP | ip::UDP | ip::SCTP)
+        || matches!(quoted.part, Part::Later(_))
+    {
         return None;
     }
     let ports: Ports = env.load(quoted.payload)?;

@@ -1,58 +1,60 @@
 //! Turns a packet into the answer to itself, an ICMP error or a TCP reset, and sends it back where it
 //! came from.
 
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, bpf_adj_room_mode};
+use aya_ebpf::bindings::{__sk_buff, bpf_adj_room_mode};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
-use lb_common::abi::{FlowKey, ServiceIndex};
-use lb_common::env::{Balance, Tables};
+use lb_common::abi::FlowKey;
+use lb_common::env::Balance;
 use lb_common::lb::answer::{AnswerFormat, error_len};
-use lb_common::lb::{self, Answer, DropReason};
+use lb_common::lb::{self, Answer};
 use lb_common::packet::Packet;
 use lb_common::wire::transport::{self, TcpHeader};
 use lb_common::wire::{ethernet, icmp, ip};
 
 use crate::env::{Kernel, PacketContext};
-use crate::tc::Skb;
+use crate::tc::{self, Skb};
+
+/// What becomes the answer. Which hook it met makes no difference any more.
+type Frame<const IP_OFFSET: u32> = Skb<IP_OFFSET, false, false, false>;
 
 /// More than any link, IP and extension headers in front of a transport checksum, bytes.
 const SURPLUS: u32 = 256;
 /// Any length will do, bytes.
 const STEP: u32 = 4;
 
-/// Sends an ICMP error; a packet that can't be turned into one is dropped and counted.
+/// Sends an ICMP error; `None` for a packet that can't be turned into one. `towards`: flags of
+/// `bpf_redirect`, as the sender is behind the device or this node.
 #[inline(always)]
-pub fn error<F: AnswerFormat, const IP_OFFSET: u32>(skb: *mut __sk_buff, answer: Answer) -> i32 {
-    let mut packet = Skb::<IP_OFFSET>(skb);
-    let built = build_error::<F, IP_OFFSET>(&mut packet, answer);
-    send(packet, built)
+pub fn error<F: AnswerFormat, const IP_OFFSET: u32>(
+    skb: *mut __sk_buff,
+    answer: Answer,
+    towards: u64,
+) -> Option<i32> {
+    let mut packet = Skb::<IP_OFFSET, false, false, false>(skb);
+    build_error::<F, IP_OFFSET>(&mut packet, answer)?;
+    Some(send(&packet, towards))
 }
 
-/// Sends a TCP reset; a packet that can't be turned into one is dropped and counted.
+/// Sends a TCP reset; `None` for a packet that can't be turned into one.
 #[inline(always)]
 pub fn reset<F: AnswerFormat, const IP_OFFSET: u32>(
     skb: *mut __sk_buff,
     packet: &Packet<F>,
-) -> i32 {
-    let mut frame = Skb::<IP_OFFSET>(skb);
-    let built = build_reset::<F, IP_OFFSET>(&mut frame, packet);
-    send(frame, built)
+) -> Option<i32> {
+    let mut frame = Skb::<IP_OFFSET, false, false, false>(skb);
+    build_reset::<F, IP_OFFSET>(&mut frame, packet)?;
+    Some(send(&frame, tc::OUTWARDS))
 }
 
 #[inline(always)]
-fn send<const IP_OFFSET: u32>(packet: Skb<IP_OFFSET>, built: Option<()>) -> i32 {
-    match built {
-        // SAFETY: plain numbers.
-        Some(()) => unsafe { bpf_redirect(packet.device(), 0) as i32 },
-        None => {
-            Kernel::new(packet).count_drop(ServiceIndex(0), DropReason::Answer);
-            TC_ACT_SHOT
-        }
-    }
+fn send<const IP_OFFSET: u32>(packet: &Frame<IP_OFFSET>, towards: u64) -> i32 {
+    // SAFETY: plain numbers.
+    unsafe { bpf_redirect(packet.device(), towards) as i32 }
 }
 
 #[inline(always)]
 fn build_error<F: AnswerFormat, const IP_OFFSET: u32>(
-    packet: &mut Skb<IP_OFFSET>,
+    packet: &mut Frame<IP_OFFSET>,
     answer: Answer,
 ) -> Option<()> {
     let quote: F::Quote = packet.load(IP_OFFSET)?;
@@ -68,10 +70,10 @@ fn build_error<F: AnswerFormat, const IP_OFFSET: u32>(
 
 #[inline(always)]
 fn build_reset<F: AnswerFormat, const IP_OFFSET: u32>(
-    frame: &mut Skb<IP_OFFSET>,
+    frame: &mut Frame<IP_OFFSET>,
     packet: &Packet<F>,
 ) -> Option<()> {
-    let l4 = packet.transport_offset::<Kernel<Skb<IP_OFFSET>>>();
+    let l4 = packet.transport_offset::<Kernel<Frame<IP_OFFSET>>>();
     let segment: TcpHeader = frame.load(l4)?;
     let headers = l4 - IP_OFFSET + (segment.offset >> 4) as u32 * 4;
     let FlowKey { source, destination, .. } = packet.tuple;
@@ -86,7 +88,7 @@ fn build_reset<F: AnswerFormat, const IP_OFFSET: u32>(
 /// answer.
 #[inline(always)]
 fn turn_round<F: AnswerFormat, const IP_OFFSET: u32>(
-    packet: &mut Skb<IP_OFFSET>,
+    packet: &mut Frame<IP_OFFSET>,
     from: F::Addr,
     to: F::Addr,
     protocol: u8,
@@ -108,7 +110,7 @@ fn turn_round<F: AnswerFormat, const IP_OFFSET: u32>(
 /// in two steps, because kernels look before or after they move the start. Setting the tail also ends
 /// the plan to split a merged packet.
 #[inline(always)]
-fn resize<const IP_OFFSET: u32>(packet: &mut Skb<IP_OFFSET>, length: u32) -> Option<()> {
+fn resize<const IP_OFFSET: u32>(packet: &mut Frame<IP_OFFSET>, length: u32) -> Option<()> {
     let mode = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
     // SAFETY: plain numbers; the context is valid.
     unsafe {
@@ -120,7 +122,7 @@ fn resize<const IP_OFFSET: u32>(packet: &mut Skb<IP_OFFSET>, length: u32) -> Opt
 }
 
 #[inline(always)]
-fn swap_link_addresses<const IP_OFFSET: u32>(packet: &mut Skb<IP_OFFSET>) -> bool {
+fn swap_link_addresses<const IP_OFFSET: u32>(packet: &mut Frame<IP_OFFSET>) -> bool {
     if IP_OFFSET != ethernet::HEADER_LEN {
         return true;
     }

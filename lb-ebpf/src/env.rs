@@ -3,24 +3,32 @@
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use bytemuck::Pod;
 use lb_common::abi::{
-    Address, AffinityKey, AffinityValue, Backend, BackendIndex, Device, DropKey, Flow, FlowKey,
-    Frontend, FrontendKey, ServiceIndex, ServicePointer, ServiceRecord, SourceRange,
+    Address, AffinityKey, AffinityValue, Backend, BackendIndex, ConfigFlags, Device, DropKey,
+    EventHook, Flow, FlowKey, Frontend, FrontendKey, ServiceIndex, ServicePointer, ServiceRanges,
+    ServiceRecord, SourceRange, Traffic, TrafficKey,
 };
 use lb_common::env::{
-    Balance, ChangeOf, ChecksumRule, Env, Frame, InsertError, Route, RouteQuery, TICK_SHIFT, Tables,
+    Balance, Carried, ChangeOf, ChecksumRule, Env, Frame, InsertError, Route, RouteQuery,
+    TICK_SHIFT, Tables, Waiting,
 };
 use lb_common::lb::DropReason;
-use lb_common::packet::{FragmentKey, Packet};
+use lb_common::lb::fragment::{ParkedKey, Parking};
+use lb_common::lb::monitor::Subject;
+use lb_common::lb::policy::Client;
+use lb_common::packet::{FragmentKey, Packet, Work};
 use lb_common::wire::checksum::Sum;
+use lb_common::wire::ip;
 use lb_common::wire::transport::Ports;
 
 use crate::fib::Answer;
 use crate::maps::{self, FamilyMaps, SourcePrefix};
+use crate::monitor;
+use crate::parked;
 
 /// Negative errno of a key that exists already.
 const EEXIST: i32 = -17;
@@ -75,6 +83,18 @@ impl<C> Tables for Kernel<C> {
     }
 
     #[inline(always)]
+    fn service_ranges(&self, address: Address) -> Option<&ServiceRanges> {
+        let family = if address.is_v4() { ServiceRanges::V4 } else { ServiceRanges::V6 };
+        maps::SERVICE_RANGES.get(family)
+    }
+
+    #[inline(always)]
+    fn takeover(&self) -> u32 {
+        // SAFETY: a valid element. Volatile: the agent writes it while programs run.
+        maps::TAKEOVER.get_ptr(0).map_or(0, |flags| unsafe { core::ptr::read_volatile(flags) })
+    }
+
+    #[inline(always)]
     fn source_range(&self, key: &SourceRange) -> bool {
         // SAFETY: the same bytes (the sizes are compared where the map is declared); the type of the
         // map's key asks for no alignment.
@@ -118,6 +138,69 @@ impl<C> Tables for Kernel<C> {
             let _ = maps::DROPS.insert(key, 1_u64, BPF_ANY.into());
         }
     }
+
+    #[inline(always)]
+    fn watched(&self) -> u32 {
+        let Some(monitor) = maps::MONITOR.get_ptr(0) else {
+            return 0;
+        };
+        // SAFETY: a valid element. Volatile: `lb-agent monitor` writes it while programs run.
+        unsafe { core::ptr::read_volatile(&raw const (*monitor).kinds) }
+    }
+
+    #[inline(always)]
+    fn count_socket(&self, key: &TrafficKey) {
+        let Some(counters) = traffic(key) else {
+            return;
+        };
+        // Atomic: a task inside a socket hook may be preempted by another on the same CPU.
+        // SAFETY: this CPU's own value.
+        unsafe {
+            core::arch::asm!(
+                "lock *(u64 *)({counter} + 0) += {one}",
+                counter = in(reg) &raw mut (*counters).sockets,
+                one = in(reg) 1_u64,
+                options(nostack),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn count_carried(&self, key: &TrafficKey, carried: &Carried) {
+        let Some(counters) = traffic(key) else {
+            return;
+        };
+        let Carried { flows, reply, packets, bytes } = *carried;
+        // SAFETY: this CPU's own value; packet hooks run to their end before another starts on a CPU.
+        unsafe {
+            (*counters).flows += flows as u64;
+            if reply {
+                (*counters).packets_from += packets as u64;
+                (*counters).bytes_from += bytes as u64;
+            } else {
+                (*counters).packets_to += packets as u64;
+                (*counters).bytes_to += bytes as u64;
+            }
+        }
+    }
+}
+
+/// This CPU's counters of an endpoint. Those of one that has left aren't made again: the agent has
+/// added them up, and its Service's index may be another's by now.
+#[inline(always)]
+fn traffic(key: &TrafficKey) -> Option<*mut Traffic> {
+    if maps::config().flags & ConfigFlags::TRAFFIC == 0 {
+        return None;
+    }
+    if let Some(counters) = maps::TRAFFIC.get_ptr_mut(key) {
+        return Some(counters);
+    }
+    if maps::BACKENDS.get(key.backend.0)?.generation != key.generation {
+        return None;
+    }
+    // Another CPU may have been faster. In a full map it isn't counted.
+    let _ = maps::TRAFFIC.insert(key, Traffic::default(), BPF_NOEXIST.into());
+    maps::TRAFFIC.get_ptr_mut(key)
 }
 
 /// What tc and XDP contexts differ in.
@@ -126,8 +209,18 @@ pub trait PacketContext: EbpfContext {
     const FIXED_HEADERS: bool;
     /// As [`Env::FINAL`].
     const FINAL: bool;
+    /// As [`Env::CLIENTS`].
+    const CLIENTS: Client;
     /// Where the IP header starts, bytes.
     const IP_OFFSET: u32;
+    /// What it is called in events.
+    const HOOK: EventHook;
+    /// As [`Frame::SCTP`].
+    const SCTP: bool;
+    /// As [`Waiting::PARKING`].
+    const PARKING: Parking;
+    /// The socket buffer, where there is one already.
+    fn buffer(&self) -> Option<*mut __sk_buff>;
     /// The device that the packet came in through, or is about to leave through.
     fn device(&self) -> u32;
     /// As [`Frame::load`].
@@ -150,11 +243,14 @@ pub trait PacketContext: EbpfContext {
     fn host_socket<F: FamilyMaps>(&self, reply: &FlowKey<F>) -> bool;
     /// As [`Env::wire_length`].
     fn wire_length<F: FamilyMaps>(&self, packet: &Packet<F>) -> u32;
+    /// As [`Env::wire_packets`].
+    fn wire_packets(&self) -> u32;
 }
 
 impl<C: PacketContext> Frame for Kernel<C> {
     const FIXED_HEADERS: bool = C::FIXED_HEADERS;
     const IP_OFFSET: u32 = C::IP_OFFSET;
+    const SCTP: bool = C::SCTP;
 
     #[inline(always)]
     fn opaque(&self, value: u32) -> Option<u32> {
@@ -193,8 +289,56 @@ impl<C: PacketContext> Frame for Kernel<C> {
     }
 }
 
+impl<C: PacketContext> Waiting for Kernel<C> {
+    const PARKING: Parking = C::PARKING;
+
+    #[inline(always)]
+    fn parked(&self, key: &ParkedKey) -> Option<u32> {
+        parked::since(key)
+    }
+
+    #[inline(always)]
+    fn park(&mut self, key: &ParkedKey) -> bool {
+        let now = self.now();
+        self.context.buffer().is_some_and(|skb| parked::park(skb, key, now))
+    }
+
+    #[inline(always)]
+    fn forget_parked(&mut self, key: &ParkedKey) {
+        parked::forget(key);
+    }
+
+    #[inline(always)]
+    fn set_aside(&mut self) -> bool {
+        self.context.buffer().is_some_and(parked::set_aside)
+    }
+
+    #[inline(always)]
+    fn resend_parked(&mut self, key: &ParkedKey) {
+        if let Some(skb) = self.context.buffer() {
+            parked::resend(skb, key, C::IP_OFFSET);
+        }
+    }
+
+    #[inline(always)]
+    fn take_back(&mut self) -> bool {
+        self.context.buffer().is_some_and(|skb| parked::take_back(skb, C::IP_OFFSET))
+    }
+}
+
 impl<F: FamilyMaps, C: PacketContext> Env<F> for Kernel<C> {
     const FINAL: bool = C::FINAL;
+    const CLIENTS: Client = C::CLIENTS;
+
+    #[inline(always)]
+    fn serves(&self, protocol: u8) -> bool {
+        match C::CLIENTS {
+            Client::Outside => true,
+            Client::OnNode => {
+                protocol == ip::SCTP || maps::config().flags & ConfigFlags::POD_PACKETS != 0
+            }
+        }
+    }
 
     #[inline(always)]
     fn flow(&mut self, key: &FlowKey<F>) -> Option<&mut Flow<F>> {
@@ -220,6 +364,16 @@ impl<F: FamilyMaps, C: PacketContext> Env<F> for Kernel<C> {
     fn device(&self, index: u32) -> Option<&Device> {
         // SAFETY: the agent replaces values whole.
         unsafe { maps::DEVICES.get(index) }
+    }
+
+    #[inline(always)]
+    fn own_address(&self) -> F::Addr {
+        // SAFETY: copied at once; the agent replaces values whole.
+        match unsafe { maps::CLIENTS.get(maps::config().host_netns_cookie) } {
+            Some(own) if F::HAS_HEADER_CHECKSUM => F::narrow(own.address4),
+            Some(own) => F::narrow(own.address6),
+            None => F::Addr::default(),
+        }
     }
 
     #[inline(always)]
@@ -249,6 +403,11 @@ impl<F: FamilyMaps, C: PacketContext> Env<F> for Kernel<C> {
     }
 
     #[inline(always)]
+    fn wire_packets(&self) -> u32 {
+        self.context.wire_packets()
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey<F>) -> Option<Ports> {
         // SAFETY: copied at once.
         unsafe { F::fragments().get(key) }.copied()
@@ -256,7 +415,12 @@ impl<F: FamilyMaps, C: PacketContext> Env<F> for Kernel<C> {
 
     #[inline(always)]
     fn remember_fragment(&mut self, key: &FragmentKey<F>, ports: &Ports) {
-        // Without it the later fragments are passed on untouched: nothing more to do about it.
+        // Without it the later fragments stay where they are: nothing more to do about it.
         let _ = F::fragments().insert(key, ports, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn report(&self, _: &Work<F>, subject: Subject, reason: u8) {
+        monitor::packet::<F>(subject, self.context.device(), C::HOOK, reason);
     }
 }

@@ -8,6 +8,8 @@ mod answer;
 mod env;
 mod fib;
 mod maps;
+mod monitor;
+mod parked;
 mod sock;
 mod tc;
 mod xdp;

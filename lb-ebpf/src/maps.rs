@@ -3,11 +3,15 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray};
+use aya_ebpf::maps::{
+    Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, PerCpuHashMap,
+    ProgramArray, RingBuf,
+};
 use lb_common::abi::{
-    Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, Device, DropKey, Flow,
-    FlowKey, Frontend, FrontendKey, PeerKey, PeerValue, ReverseKey, ReverseValue, ServiceName,
-    ServicePointer, ServiceRecord, SourceRange, SourceSet,
+    Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, Device, DropKey, Event,
+    Flow, FlowKey, Frontend, FrontendKey, Monitor, Pace, PeerKey, PeerValue, ReverseKey,
+    ReverseValue, SCTP_PROGRAMS, ServiceName, ServicePointer, ServiceRanges, ServiceRecord,
+    SourceRange, SourceSet, Traffic, TrafficKey,
 };
 use lb_common::family::{Family, V4, V6};
 use lb_common::packet::{FragmentKey, Work};
@@ -41,6 +45,8 @@ pub static AFFINITY: LruHashMap<AffinityKey, AffinityValue> =
 pub static SOURCE_RANGES: LpmTrie<SourcePrefix, u32> =
     LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
+pub static SERVICE_RANGES: Array<ServiceRanges> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+#[map]
 pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(1_024, BPF_F_NO_PREALLOC);
 #[map]
 pub static FLOWS4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(262_144, 0);
@@ -56,6 +62,27 @@ pub static PEERS: LruHashMap<PeerKey, PeerValue> = LruHashMap::with_max_entries(
 pub static REVERSE: LruHashMap<ReverseKey, ReverseValue> = LruHashMap::with_max_entries(131_072, 0);
 #[map]
 pub static DROPS: LruPerCpuHashMap<DropKey, u64> = LruPerCpuHashMap::with_max_entries(8_192, 0);
+/// Made whole at once: elements that are made on demand aren't zero on every CPU when they are made
+/// again (Linux 6.1, `pcpu_init_value`).
+#[map]
+pub static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic> = PerCpuHashMap::with_max_entries(16_384, 0);
+/// The programs that carry SCTP, as [`SCTP_PROGRAMS`] orders them.
+#[map]
+pub static CALLS: ProgramArray = ProgramArray::with_max_entries(SCTP_PROGRAMS.len() as u32, 0);
+#[map]
+pub static TAKEOVER: Array<u32> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Room for three thousand events.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(262_144, 0);
+#[map]
+pub static MONITOR: Array<Monitor> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+pub static WATCHED: HashMap<u32, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1, 0);
+/// Where an event of a packet is put together.
+#[map]
+static EVENT: PerCpuArray<Event> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static WORK4: PerCpuArray<Work<V4>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -78,7 +105,8 @@ const _: () = assert!(size_of::<Key<SourcePrefix>>() == size_of::<SourceRange>()
 
 /// Set by the agent when it loads the object.
 #[unsafe(no_mangle)]
-static CONFIG: Config = Config { host_netns_cookie: 0, snat_port_min: 0, snat_port_max: 0, pad: 0 };
+static CONFIG: Config =
+    Config { host_netns_cookie: 0, snat_port_min: 0, snat_port_max: 0, flags: 0 };
 
 /// The agent's constants.
 #[inline(always)]
@@ -92,6 +120,13 @@ pub fn config() -> Config {
 pub fn fib() -> Option<&'static mut Fib> {
     // SAFETY: this CPU's element, and nobody else's while a hook runs; any bytes are a valid Fib.
     FIB.get_ptr_mut(0).map(|fib| unsafe { &mut *fib })
+}
+
+/// This CPU's event.
+#[inline(always)]
+pub fn event() -> Option<&'static mut Event> {
+    // SAFETY: this CPU's element, and nobody else's while a packet hook runs; any bytes are a valid Event.
+    EVENT.get_ptr_mut(0).map(|event| unsafe { &mut *event })
 }
 
 /// The maps of one family.

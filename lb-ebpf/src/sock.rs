@@ -8,15 +8,20 @@ use aya_ebpf::bindings::{BPF_ANY, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
-use lb_common::abi::{Address, ClientAddresses, PeerKey, PeerValue, ReverseKey, ReverseValue};
+use lb_common::abi::{
+    Address, ClientAddresses, ConfigFlags, Event, EventHook, FlowFlags, FlowKey, PeerKey,
+    PeerValue, ReverseKey, ReverseValue,
+};
 use lb_common::bytes::Be16;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::frontend::Destination;
 use lb_common::lb::socket::{self, SocketEnv, SocketVerdict};
+use lb_common::lb::takeover;
 use lb_common::wire::ip;
 
 use crate::env::Kernel;
-use crate::maps;
+use crate::maps::{self, FamilyMaps};
+use crate::monitor;
 
 /// The call goes on.
 const ALLOW: i32 = 1;
@@ -51,16 +56,20 @@ trait SocketFamily {
 
 /// What the calls differ in.
 trait CallKind {
+    /// What it is called in events.
+    const HOOK: EventHook;
     /// Where the packets will come from, as far as application or socket say.
     fn source<S: SocketFamily>(context: *mut bpf_sock_addr) -> Address;
 }
 
 /// `sendmsg`.
 enum Message {}
-/// Every other call.
+/// Every other call; of these `connect` alone decides anything.
 enum Plain {}
 
 impl CallKind for Message {
+    const HOOK: EventHook = EventHook::SendMessage;
+
     #[inline(always)]
     fn source<S: SocketFamily>(context: *mut bpf_sock_addr) -> Address {
         S::message_source(context)
@@ -68,6 +77,8 @@ impl CallKind for Message {
 }
 
 impl CallKind for Plain {
+    const HOOK: EventHook = EventHook::Connect;
+
     #[inline(always)]
     fn source<S: SocketFamily>(context: *mut bpf_sock_addr) -> Address {
         // SAFETY: the context is valid, and always has its socket.
@@ -287,6 +298,11 @@ fn carry_out<S: SocketFamily, C>(env: &Socket<S, C>, verdict: SocketVerdict) -> 
             set_user_port(env.context.inner.sock_addr, port);
             ALLOW
         }
+        SocketVerdict::Discard => {
+            let context = env.context.inner.sock_addr;
+            S::set_address(context, S::address(context).discard());
+            ALLOW
+        }
         SocketVerdict::Refuse => fail(ECONNREFUSED),
         SocketVerdict::Unreachable => fail(EHOSTUNREACH),
     }
@@ -324,6 +340,13 @@ fn set_user_port(context: *mut bpf_sock_addr, port: Be16) {
     unsafe { core::ptr::write_volatile(&raw mut (*context).user_port, port.raw() as u32) }
 }
 
+#[inline(always)]
+fn is_foreign<F: FamilyMaps>(key: &FlowKey<F>) -> bool {
+    // SAFETY: copied at once.
+    let flow = unsafe { F::flows().get(key) };
+    flow.is_some_and(|flow| flow.flags & FlowFlags::FOREIGN != 0)
+}
+
 impl<S: SocketFamily, C: CallKind> SocketEnv for Socket<S, C> {
     #[inline(always)]
     fn cookie(&self) -> u64 {
@@ -343,8 +366,33 @@ impl<S: SocketFamily, C: CallKind> SocketEnv for Socket<S, C> {
     }
 
     #[inline(always)]
+    fn serves_pods(&self) -> bool {
+        maps::config().flags & ConfigFlags::NODE_SOCKETS_ONLY == 0
+    }
+
+    #[inline(always)]
     fn bound(&self) -> Address {
         C::source::<S>(self.context.inner.sock_addr)
+    }
+
+    #[inline(always)]
+    fn local_port(&self) -> Be16 {
+        // SAFETY: the context is valid, and always has its socket; its fields are read at their own width.
+        let port = unsafe {
+            let socket = (*self.context.inner.sock_addr).__bindgen_anon_1.sk;
+            core::ptr::read_volatile(&raw const (*socket).src_port)
+        };
+        // Host byte order, unlike the others.
+        Be16::new(port as u16)
+    }
+
+    #[inline(always)]
+    fn is_foreign_flow(&self, from: (Address, Be16), destination: &Destination) -> bool {
+        if destination.address.is_v4() {
+            is_foreign::<V4>(&takeover::socket_key(from, destination))
+        } else {
+            is_foreign::<V6>(&takeover::socket_key(from, destination))
+        }
     }
 
     #[inline(always)]
@@ -382,9 +430,16 @@ impl<S: SocketFamily, C: CallKind> SocketEnv for Socket<S, C> {
         // Without it the application sees the backend's address.
         let _ = maps::REVERSE.insert(key, value, BPF_ANY.into());
     }
+
     #[inline(always)]
     fn clear_reverse(&mut self, key: &ReverseKey) {
         // Not there is as good.
         let _ = maps::REVERSE.remove(key);
+    }
+
+    #[inline(always)]
+    fn report(&self, event: &mut Event) {
+        event.hook = C::HOOK as u8;
+        monitor::socket_event(event);
     }
 }

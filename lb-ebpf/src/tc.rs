@@ -5,23 +5,26 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-    TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock_tuple,
+    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock_tuple,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_sk_lookup_udp,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp,
     bpf_sk_release, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use bytemuck::{Pod, Zeroable};
-use lb_common::abi::FlowKey;
+use lb_common::abi::{EventHook, FlowKey, ServiceIndex};
 use lb_common::bytes::Be16;
 use lb_common::env::{Balance, ChangeOf, ChecksumRule, Route};
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::answer::AnswerFormat;
-use lb_common::lb::{self, Verdict};
-use lb_common::packet::Packet;
+use lb_common::lb::fragment::Parking;
+use lb_common::lb::monitor::{self, Subject};
+use lb_common::lb::policy::Client;
+use lb_common::lb::{self, DropReason, Verdict};
+use lb_common::packet::{Packet, Work};
 use lb_common::wire::checksum::Sum;
 use lb_common::wire::{ethernet, ip};
 
@@ -30,52 +33,117 @@ use crate::env::{Kernel, PacketContext};
 use crate::fib::Answer;
 use crate::maps::{self, FamilyMaps};
 
+/// `GSO_BY_FRAGS` (include/linux/skbuff.h).
+const GSO_BY_FRAGMENTS: u32 = 0xffff;
+
+/// Flags of `bpf_redirect` that send a packet out of a device.
+pub const OUTWARDS: u64 = 0;
+
 /// A socket buffer whose IP header starts at `IP_OFFSET`: 14 behind an Ethernet header, 0 on
-/// devices without one (tun, wireguard, ipip).
-pub struct Skb<const IP_OFFSET: u32>(pub *mut __sk_buff);
+/// devices without one (tun, wireguard, ipip). `POD`: on a pod's device, not an external one. `SCTP`:
+/// as [`PacketContext::SCTP`]. `OUT`: about to leave, not coming in.
+pub struct Skb<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool>(
+    pub *mut __sk_buff,
+);
 
 /// Ingress of an Ethernet device.
 #[classifier]
 #[inline(always)]
 pub fn tc_ingress(context: TcContext) -> i32 {
-    ingress::<{ ethernet::HEADER_LEN }>(context.skb.skb)
+    ingress::<{ ethernet::HEADER_LEN }, false, false>(context.skb.skb)
 }
 
 /// Egress of an Ethernet device.
 #[classifier]
 #[inline(always)]
 pub fn tc_egress(context: TcContext) -> i32 {
-    egress::<{ ethernet::HEADER_LEN }>(context.skb.skb)
+    egress::<{ ethernet::HEADER_LEN }, false, false>(context.skb.skb)
 }
 
 /// Ingress of a device whose packets start with the IP header.
 #[classifier]
 #[inline(always)]
 pub fn tc_ingress_l3(context: TcContext) -> i32 {
-    ingress::<0>(context.skb.skb)
+    ingress::<0, false, false>(context.skb.skb)
 }
 
 /// Egress of a device whose packets start with the IP header.
 #[classifier]
 #[inline(always)]
 pub fn tc_egress_l3(context: TcContext) -> i32 {
-    egress::<0>(context.skb.skb)
+    egress::<0, false, false>(context.skb.skb)
+}
+
+/// Ingress of the node's end of a pod's device: what a pod sends.
+#[classifier]
+#[inline(always)]
+pub fn pod_ingress(context: TcContext) -> i32 {
+    ingress::<{ ethernet::HEADER_LEN }, true, false>(context.skb.skb)
+}
+
+/// Egress of the node's end of a pod's device: what a pod receives.
+#[classifier]
+#[inline(always)]
+pub fn pod_egress(context: TcContext) -> i32 {
+    egress::<{ ethernet::HEADER_LEN }, true, false>(context.skb.skb)
+}
+
+/// SCTP: ingress of an Ethernet device.
+#[classifier]
+#[inline(always)]
+pub fn sctp_ingress(context: TcContext) -> i32 {
+    ingress::<{ ethernet::HEADER_LEN }, false, true>(context.skb.skb)
+}
+
+/// SCTP: egress of an Ethernet device.
+#[classifier]
+#[inline(always)]
+pub fn sctp_egress(context: TcContext) -> i32 {
+    egress::<{ ethernet::HEADER_LEN }, false, true>(context.skb.skb)
+}
+
+/// SCTP: ingress of a device whose packets start with the IP header.
+#[classifier]
+#[inline(always)]
+pub fn sctp_ingress_l3(context: TcContext) -> i32 {
+    ingress::<0, false, true>(context.skb.skb)
+}
+
+/// SCTP: egress of a device whose packets start with the IP header.
+#[classifier]
+#[inline(always)]
+pub fn sctp_egress_l3(context: TcContext) -> i32 {
+    egress::<0, false, true>(context.skb.skb)
+}
+
+/// SCTP: ingress of the node's end of a pod's device.
+#[classifier]
+#[inline(always)]
+pub fn sctp_pod_in(context: TcContext) -> i32 {
+    ingress::<{ ethernet::HEADER_LEN }, true, true>(context.skb.skb)
+}
+
+/// SCTP: egress of the node's end of a pod's device.
+#[classifier]
+#[inline(always)]
+pub fn sctp_pod_out(context: TcContext) -> i32 {
+    egress::<{ ethernet::HEADER_LEN }, true, true>(context.skb.skb)
 }
 
 #[inline(always)]
-fn ingress<const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
+fn ingress<const IP_OFFSET: u32, const POD: bool, const SCTP: bool>(skb: *mut __sk_buff) -> i32 {
     match ether_type(skb) {
-        V4::ETHERTYPE => ingress_family::<V4, IP_OFFSET>(skb),
-        V6::ETHERTYPE => ingress_family::<V6, IP_OFFSET>(skb),
+        V4::ETHERTYPE => ingress_family::<V4, IP_OFFSET, POD, SCTP>(skb),
+        V6::ETHERTYPE => ingress_family::<V6, IP_OFFSET, POD, SCTP>(skb),
         _ => TC_ACT_UNSPEC,
     }
 }
 
 #[inline(always)]
-fn egress<const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
+fn egress<const IP_OFFSET: u32, const POD: bool, const SCTP: bool>(skb: *mut __sk_buff) -> i32 {
     match ether_type(skb) {
-        V4::ETHERTYPE => egress_family::<V4, IP_OFFSET>(skb),
-        V6::ETHERTYPE => egress_family::<V6, IP_OFFSET>(skb),
+        V4::ETHERTYPE => egress_family::<V4, IP_OFFSET, POD, SCTP>(skb),
+        V6::ETHERTYPE => egress_family::<V6, IP_OFFSET, POD, SCTP>(skb),
         _ => TC_ACT_UNSPEC,
     }
 }
@@ -90,8 +158,15 @@ fn ether_type(skb: *mut __sk_buff) -> u16 {
 
 /// One function, and one stack frame, per family.
 #[inline(always)]
-fn ingress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
-    let mut env = Kernel::new(Skb::<IP_OFFSET>(skb));
+fn ingress_family<
+    F: AnswerFormat + FamilyMaps,
+    const IP_OFFSET: u32,
+    const POD: bool,
+    const SCTP: bool,
+>(
+    skb: *mut __sk_buff,
+) -> i32 {
+    let mut env = Kernel::new(Skb::<IP_OFFSET, POD, SCTP, false>(skb));
     let Some(work) = F::work() else {
         return TC_ACT_UNSPEC;
     };
@@ -99,25 +174,91 @@ fn ingress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut 
         // UNSPEC, not OK: filters behind ours still see the packet.
         Verdict::Pass | Verdict::Deliver => TC_ACT_UNSPEC,
         Verdict::Forward => redirect(work.device),
-        Verdict::Answer => answer::error::<F, IP_OFFSET>(skb, work.answer),
-        Verdict::Reset => answer::reset::<F, IP_OFFSET>(skb, &work.packet),
-        Verdict::Drop => TC_ACT_SHOT,
+        Verdict::Raise => raise(&mut env.context, work.device),
+        Verdict::Answer => answer::error::<F, IP_OFFSET>(skb, work.answer, OUTWARDS)
+            .unwrap_or_else(|| unanswered(&env, work)),
+        Verdict::Reset => answer::reset::<F, IP_OFFSET>(skb, &work.packet)
+            .unwrap_or_else(|| unanswered(&env, work)),
+        Verdict::HandOver => hand_over(&env.context),
+        Verdict::Parked | Verdict::Drop => TC_ACT_SHOT,
     }
 }
 
+/// An answer was due and could not be built.
 #[inline(always)]
-fn egress_family<F: AnswerFormat + FamilyMaps, const IP_OFFSET: u32>(skb: *mut __sk_buff) -> i32 {
-    let mut env = Kernel::new(Skb::<IP_OFFSET>(skb));
+fn unanswered<F: FamilyMaps, C: PacketContext>(env: &Kernel<C>, work: &Work<F>) -> i32 {
+    monitor::not_served(env, work, Subject::packet(ServiceIndex(0)), DropReason::Answer);
+    TC_ACT_SHOT
+}
+
+#[inline(always)]
+fn egress_family<
+    F: AnswerFormat + FamilyMaps,
+    const IP_OFFSET: u32,
+    const POD: bool,
+    const SCTP: bool,
+>(
+    skb: *mut __sk_buff,
+) -> i32 {
+    let mut env = Kernel::new(Skb::<IP_OFFSET, POD, SCTP, true>(skb));
     let Some(work) = F::work() else {
         return TC_ACT_UNSPEC;
     };
     match lb::egress::<F, _>(&mut env, work) {
-        Verdict::Drop => TC_ACT_SHOT,
-        // Egress forwards and answers nothing: those verdicts belong to ingress.
-        Verdict::Pass | Verdict::Deliver | Verdict::Forward | Verdict::Answer | Verdict::Reset => {
-            TC_ACT_UNSPEC
+        Verdict::Parked | Verdict::Drop => TC_ACT_SHOT,
+        Verdict::HandOver => hand_over(&env.context),
+        // For the node's own processes, whose SCTP nothing else sees.
+        Verdict::Forward if SCTP && !POD => redirect(work.device),
+        Verdict::Answer if SCTP && !POD => {
+            answer::error::<F, IP_OFFSET>(skb, work.answer, BPF_F_INGRESS as u64)
+                .unwrap_or_else(|| unanswered(&env, work))
         }
+        // For all others egress forwards and answers nothing: those verdicts belong to ingress.
+        Verdict::Pass
+        | Verdict::Deliver
+        | Verdict::Forward
+        | Verdict::Raise
+        | Verdict::Answer
+        | Verdict::Reset => TC_ACT_UNSPEC,
     }
+}
+
+/// Goes on in the program for SCTP; where there is none, the packet isn't ours.
+#[inline(always)]
+fn hand_over<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool>(
+    skb: &Skb<IP_OFFSET, POD, SCTP, OUT>,
+) -> i32 {
+    // The order of `lb_common::abi::SCTP_PROGRAMS`.
+    let device = if POD {
+        4
+    } else if IP_OFFSET == 0 {
+        2
+    } else {
+        0
+    };
+    // SAFETY: the context is valid; nothing is held that would have to be dropped.
+    unsafe { maps::CALLS.tail_call(skb, device + OUT as u32) };
+    TC_ACT_UNSPEC
+}
+
+/// Has the packet come in through another device. It passes that one's hook once more, where it is nobody's:
+/// neither end of a flow has its source.
+#[inline(always)]
+fn raise<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool>(
+    skb: &mut Skb<IP_OFFSET, POD, SCTP, OUT>,
+    device: u32,
+) -> i32 {
+    let Some(fib) = maps::fib() else {
+        return TC_ACT_UNSPEC;
+    };
+    // Without a link header it can't enter a device that has them. Without an address of the device (the
+    // next hop has gone) it would be a stranger's there. So it enters here.
+    let is_known = IP_OFFSET == ethernet::HEADER_LEN && fib.source_mac != [0; 6];
+    if device == skb.device() || !is_known || !skb.store(0, &fib.source_mac, Balance::Balanced) {
+        return TC_ACT_UNSPEC;
+    }
+    // SAFETY: plain numbers.
+    unsafe { bpf_redirect(device, BPF_F_INGRESS as u64) as i32 }
 }
 
 /// `struct bpf_redir_neigh`.
@@ -140,17 +281,39 @@ fn redirect(device: u32) -> i32 {
     }
 }
 
-impl<const IP_OFFSET: u32> EbpfContext for Skb<IP_OFFSET> {
+impl<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool> EbpfContext
+    for Skb<IP_OFFSET, POD, SCTP, OUT>
+{
     #[inline(always)]
     fn as_ptr(&self) -> *mut c_void {
         self.0.cast()
     }
 }
 
-impl<const IP_OFFSET: u32> PacketContext for Skb<IP_OFFSET> {
+impl<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool> PacketContext
+    for Skb<IP_OFFSET, POD, SCTP, OUT>
+{
     const FIXED_HEADERS: bool = false;
     const FINAL: bool = true;
+    const CLIENTS: Client = if POD { Client::OnNode } else { Client::Outside };
     const IP_OFFSET: u32 = IP_OFFSET;
+    const HOOK: EventHook = match (POD, OUT) {
+        (false, false) => EventHook::Ingress,
+        (false, true) => EventHook::Egress,
+        (true, false) => EventHook::PodIngress,
+        (true, true) => EventHook::PodEgress,
+    };
+    const SCTP: bool = SCTP;
+    // What comes over a network needs not be in order, nor what a pod with a kernel of its own sends; what
+    // leaves the node is from stacks, which send so. Replies that a node passes on to a pod may be out of
+    // order too, but parking them is too much for 6.1's verifier. Of SCTP, whose checksum is over all of
+    // a packet, fragments can't be translated.
+    const PARKING: Parking = if SCTP || OUT { Parking::Never } else { Parking::OwnAddresses };
+
+    #[inline(always)]
+    fn buffer(&self) -> Option<*mut __sk_buff> {
+        Some(self.0)
+    }
 
     #[inline(always)]
     fn device(&self) -> u32 {
@@ -240,6 +403,10 @@ impl<const IP_OFFSET: u32> PacketContext for Skb<IP_OFFSET> {
         if segment == 0 {
             return packet.length;
         }
+        if segment == GSO_BY_FRAGMENTS {
+            // SCTP chunks that are merged as they came: each is of its own length.
+            return 0;
+        }
         let l4 = packet.transport_offset::<Kernel<Self>>();
         let transport = if packet.protocol() == ip::TCP {
             // Data offset, in words, is the high half of byte 12.
@@ -248,6 +415,14 @@ impl<const IP_OFFSET: u32> PacketContext for Skb<IP_OFFSET> {
             8
         };
         l4 - IP_OFFSET + transport + segment
+    }
+
+    #[inline(always)]
+    fn wire_packets(&self) -> u32 {
+        // SAFETY: the context is valid.
+        let segments = unsafe { core::ptr::read_volatile(&raw const (*self.0).gso_segs) };
+        // Some drivers leave the count of merged segments to others.
+        if segments == 0 { 1 } else { segments }
     }
 }
 
@@ -279,10 +454,11 @@ pub fn host_socket<F: Family>(context: *mut c_void, reply: &FlowKey<F>) -> bool 
     let netns = BPF_F_CURRENT_NETNS as i64 as u64;
     // SAFETY: `tuple` is initialised and as long as said; a socket found is released at once.
     unsafe {
-        let socket = if reply.protocol == ip::TCP as u32 {
-            bpf_skc_lookup_tcp(context, pointer, len, netns, 0)
-        } else {
-            bpf_sk_lookup_udp(context, pointer, len, netns, 0)
+        let socket = match reply.protocol as u8 {
+            ip::TCP => bpf_skc_lookup_tcp(context, pointer, len, netns, 0),
+            ip::UDP => bpf_sk_lookup_udp(context, pointer, len, netns, 0),
+            // The kernel has no such question for SCTP.
+            _ => return false,
         };
         if socket.is_null() {
             return false;

@@ -3,15 +3,17 @@
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::bindings::{__sk_buff, xdp_action, xdp_md};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use bytemuck::Pod;
-use lb_common::abi::{DeviceFlags, FlowKey};
+use lb_common::abi::{DeviceFlags, EventHook, FlowKey};
 use lb_common::bytes::Be16;
 use lb_common::env::{Balance, ChangeOf, ChecksumRule, Route};
 use lb_common::family::{Family, V4, V6};
+use lb_common::lb::fragment::Parking;
+use lb_common::lb::policy::Client;
 use lb_common::lb::{self, Verdict};
 use lb_common::packet::{Packet, ReadHeader};
 use lb_common::wire::checksum::{self, Sum};
@@ -47,8 +49,14 @@ fn ingress_family<F: ReadHeader + FamilyMaps>(context: *mut xdp_md) -> u32 {
     match lb::ingress::<F, _>(&mut env, work) {
         Verdict::Forward => send(&mut env.context, work.device),
         Verdict::Drop => xdp_action::XDP_DROP,
-        // Local backends and answers are tc's; so is what isn't ours.
-        Verdict::Pass | Verdict::Deliver | Verdict::Answer | Verdict::Reset => xdp_action::XDP_PASS,
+        // Local backends, fragments and answers are tc's; so is what isn't ours.
+        Verdict::Pass
+        | Verdict::Deliver
+        | Verdict::Raise
+        | Verdict::Answer
+        | Verdict::Reset
+        | Verdict::HandOver
+        | Verdict::Parked => xdp_action::XDP_PASS,
     }
 }
 
@@ -101,7 +109,16 @@ impl EbpfContext for XdpFrame {
 impl PacketContext for XdpFrame {
     const FIXED_HEADERS: bool = true;
     const FINAL: bool = false;
+    const CLIENTS: Client = Client::Outside;
     const IP_OFFSET: u32 = ethernet::HEADER_LEN;
+    const HOOK: EventHook = EventHook::Xdp;
+    const SCTP: bool = false;
+    const PARKING: Parking = Parking::Never;
+
+    #[inline(always)]
+    fn buffer(&self) -> Option<*mut __sk_buff> {
+        None
+    }
 
     #[inline(always)]
     fn device(&self) -> u32 {
@@ -175,5 +192,10 @@ impl PacketContext for XdpFrame {
     #[inline(always)]
     fn wire_length<F: FamilyMaps>(&self, packet: &Packet<F>) -> u32 {
         packet.length
+    }
+
+    #[inline(always)]
+    fn wire_packets(&self) -> u32 {
+        1
     }
 }

@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 #[derive(clap::Args)]
 pub struct Args {
     /// Measure this part alone and print it; docs/benchmarks.md, whose figures are of one run, stays
-    #[arg(long, value_name = "PART", value_parser = ["connections", "scale", "process"])]
+    #[arg(long, value_name = "PART", value_parser = ["connections", "scale", "process", "counters"])]
     only: Option<String>,
 }
 

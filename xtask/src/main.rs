@@ -7,14 +7,26 @@ mod apt;
 mod artifacts;
 mod bench;
 mod build_ebpf;
+#[path = "../../tests/src/cluster/chart.rs"]
+mod chart;
 mod demo;
+#[path = "../../tests/src/documents.rs"]
+mod documents;
 mod e2e;
 #[path = "../../lb-agent/build/ebpf.rs"]
 mod ebpf;
+#[path = "../../tests/src/cluster/go.rs"]
+mod go;
+mod image;
 mod lab;
+mod manifests;
+mod oci;
+mod picture;
 mod privilege;
 mod process;
 mod progress;
+#[path = "../../tests/src/promtool.rs"]
+mod promtool;
 mod setup;
 mod test;
 mod vm;
@@ -41,6 +53,9 @@ enum Command {
     Demo(demo::Args),
     Test(test::Args),
     Lab(lab::Args),
+    Image(image::Args),
+    Manifests(manifests::Args),
+    Picture(picture::Args),
     E2e(e2e::Args),
     Bench(bench::Args),
     Vm(vm::Args),
@@ -53,6 +68,9 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Lab(args) => lab::run(&args),
+        Command::Image(args) => image::run(&args),
+        Command::Manifests(args) => manifests::run(&args),
+        Command::Picture(args) => picture::run(&args),
         Command::E2e(args) => e2e::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Vm(args) => vm::run(&args),
@@ -79,3 +97,29 @@ impl std::fmt::Display for Reported {
 }
 
 impl std::error::Error for Reported {}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, Parser as _, documents};
+
+    #[test]
+    fn every_command_of_ours_in_the_documents_is_one() {
+        let commands = documents::commands();
+        let ours = commands
+            .iter()
+            .filter(|command| command.words.starts_with(&["cargo".into(), "xtask".into()]));
+        let mut parsed = 0;
+        for command in ours {
+            let words =
+                ["cargo xtask"].into_iter().chain(command.words[2..].iter().map(String::as_str));
+            let result = Cli::try_parse_from(words);
+            assert!(
+                result.is_ok(),
+                "{command}: {}",
+                result.err().map_or_else(String::new, |error| error.to_string())
+            );
+            parsed += 1;
+        }
+        assert!(parsed > 10, "{parsed} commands were found");
+    }
+}

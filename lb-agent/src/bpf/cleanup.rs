@@ -1,5 +1,6 @@
 //! `lb-agent cleanup`: everything that we made in the kernel, and nothing else.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ pub struct Removed {
     pub directory: Option<PathBuf>,
 }
 
-/// Removes the datapath of every version. Nothing there is fine.
+/// Removes the datapath of every version. Nothing there is fine, a running agent is not.
 ///
 /// Attachments go first, all of them, so that no program runs with half of its maps. A BPF file
 /// system that the agent mounted stays mounted: others may have begun to use it.
@@ -29,6 +30,7 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed, BpfError> {
     if !root.try_exists().map_err(BpfError::pin("look at", &root))? {
         return Ok(removed);
     }
+    let _unused = Pins::at(bpffs).keep_unused()?;
     let versions = Pins::of_all_versions(bpffs)?;
     for version in &versions {
         removed.attachments += filters::remove_others(version, &|_| false)?;
@@ -41,6 +43,23 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed, BpfError> {
     remove_directory(&root)?;
     removed.directory = Some(root);
     Ok(removed)
+}
+
+/// Makes sure that no agent works with the datapath, nor begins to as long as the result lives.
+pub fn keep_unused(bpffs: &Path) -> Result<File, BpfError> {
+    Pins::at(bpffs).keep_unused()
+}
+
+/// Detaches the hooks that lead sockets to endpoints, and leaves those that show them the Service's
+/// address.
+pub fn stop_translating_sockets(bpffs: &Path) -> Result<(), BpfError> {
+    for version in Pins::of_all_versions(bpffs)? {
+        for hook in ["connect4", "connect6", "sendmsg4", "sendmsg6"] {
+            let pin = version.link(&format!("cgroup_{hook}"));
+            links::remove(&pin).map_err(BpfError::pin("detach and unpin", &pin))?;
+        }
+    }
+    Ok(())
 }
 
 fn unpin_links(directory: &Path) -> Result<usize, BpfError> {

@@ -14,7 +14,8 @@ use super::links::{self, Place};
 use super::object::Programs;
 use super::pins::Pins;
 use crate::args::XdpMode;
-use crate::node::facts::Device;
+use crate::node::facts::{Device, Role};
+use crate::serve::status::Attachment;
 
 /// How tc programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub enum XdpAttachment {
 /// What is attached to one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceStatus {
+    /// Who is at its other end.
+    pub role: Role,
     /// Its name.
     pub name: String,
     /// Whether the programs expect an Ethernet header.
@@ -47,6 +50,37 @@ pub struct DeviceStatus {
     pub tc: TcAttachment,
     /// XDP.
     pub xdp: XdpAttachment,
+    /// Why not natively, where that was tried and tc alone will do.
+    pub xdp_refusal: Option<String>,
+}
+
+impl TcAttachment {
+    /// As metrics and people name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Filters => "filter",
+        }
+    }
+}
+
+impl XdpAttachment {
+    /// As metrics and people name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// A device that could not be attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Failure {
+    name: String,
+    role: Role,
+    error: String,
 }
 
 /// The attachments to devices.
@@ -55,18 +89,42 @@ pub struct Devices {
     pins: Pins,
     mode: XdpMode,
     attached: BTreeMap<u32, DeviceStatus>,
+    failed: BTreeMap<u32, Failure>,
 }
 
 impl Devices {
     /// Nothing is attached by this run yet; pins of an earlier one are taken over by
     /// [`sync`](Self::sync).
     pub fn new(pins: Pins, mode: XdpMode) -> Self {
-        Self { pins, mode, attached: BTreeMap::new() }
+        Self { pins, mode, attached: BTreeMap::new(), failed: BTreeMap::new() }
     }
 
     /// What is attached, by interface index.
     pub fn attached(&self) -> &BTreeMap<u32, DeviceStatus> {
         &self.attached
+    }
+
+    /// As people and metrics are told, those that could not be attached to last.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        let attached = self.attached.iter().map(|(index, status)| Attachment {
+            device: status.name.clone(),
+            index: *index,
+            role: status.role.name().to_owned(),
+            tc: Some(status.tc.name().to_owned()),
+            xdp: status.xdp.name().to_owned(),
+            xdp_refusal: status.xdp_refusal.clone(),
+            error: None,
+        });
+        let failed = self.failed.iter().map(|(index, failure)| Attachment {
+            device: failure.name.clone(),
+            index: *index,
+            role: failure.role.name().to_owned(),
+            tc: None,
+            xdp: XdpAttachment::Off.name().to_owned(),
+            xdp_refusal: None,
+            error: Some(failure.error.clone()),
+        });
+        attached.chain(failed).collect()
     }
 
     /// Attaches to the devices that are new, detaches from those that are no longer among them.
@@ -79,16 +137,20 @@ impl Devices {
         devices: &BTreeMap<u32, Device>,
     ) -> Result<(), BpfError> {
         let mut result = Ok(());
+        self.failed.clear();
         for (index, device) in devices {
             let is_done = |status: &DeviceStatus| {
-                status.name == device.name && status.ethernet == device.ethernet
+                status.name == device.name
+                    && status.ethernet == device.ethernet
+                    && status.role == device.role
             };
             if self.attached.get(index).is_some_and(is_done) {
                 continue;
             }
             match self.attach(programs, device) {
                 Ok(status) => {
-                    tracing::info!(device = device.name, tc = ?status.tc, xdp = ?status.xdp, "attached");
+                    let DeviceStatus { role, tc, xdp, .. } = status;
+                    tracing::info!(device = device.name, ?role, ?tc, ?xdp, "attached");
                     self.attached.insert(*index, status);
                 }
                 Err(BpfError::Attach { source, .. } | BpfError::NativeXdp { source, .. })
@@ -96,7 +158,13 @@ impl Devices {
                 {
                     tracing::info!(device = device.name, "vanished before it was attached to");
                 }
-                Err(error) => result = result.and(Err(error)),
+                Err(error) => {
+                    let Device { name, role, .. } = device.clone();
+                    self.failed.insert(*index, Failure { name, role, error: error.to_string() });
+                    // What an earlier try or another role left is not what was asked for.
+                    self.attached.remove(index);
+                    result = result.and(Err(error));
+                }
             }
         }
         self.attached.retain(|index, _| devices.contains_key(index));
@@ -111,8 +179,9 @@ impl Devices {
             filters::attach(&self.pins, programs, device)?;
             TcAttachment::Filters
         };
-        let xdp = self.attach_xdp(programs, device)?;
-        Ok(DeviceStatus { name: device.name.clone(), ethernet: device.ethernet, tc, xdp })
+        let (xdp, xdp_refusal) = self.attach_xdp(programs, device)?;
+        let Device { role, ethernet, .. } = *device;
+        Ok(DeviceStatus { role, name: device.name.clone(), ethernet, tc, xdp, xdp_refusal })
     }
 
     fn attach_tcx(&self, programs: &Programs, device: &Device) -> Result<(), BpfError> {
@@ -127,9 +196,15 @@ impl Devices {
         Ok(())
     }
 
-    fn attach_xdp(&self, programs: &Programs, device: &Device) -> Result<XdpAttachment, BpfError> {
+    /// How XDP is attached now, and why not natively if that was only tried.
+    fn attach_xdp(
+        &self,
+        programs: &Programs,
+        device: &Device,
+    ) -> Result<(XdpAttachment, Option<String>), BpfError> {
         let program = programs.fd("xdp_ingress")?;
         let at = |place| links::attach_device(&self.pins, place, device.index, program);
+        let mut refusal = None;
         let attachment = match wanted_xdp(self.mode, device) {
             WantedXdp::Off => XdpAttachment::Off,
             WantedXdp::Try => {
@@ -138,6 +213,7 @@ impl Devices {
                     Ok(_) => XdpAttachment::Native,
                     Err(error) => {
                         tracing::info!(device = device.name, %error, "no native XDP: tc alone");
+                        refusal = Some(error.to_string());
                         XdpAttachment::Off
                     }
                 }
@@ -160,7 +236,7 @@ impl Devices {
             self.detach(Place::XdpNative, device.index)?;
             self.detach(Place::XdpGeneric, device.index)?;
         }
-        Ok(attachment)
+        Ok((attachment, refusal))
     }
 
     fn detach(&self, place: Place, device: u32) -> Result<(), BpfError> {
@@ -197,8 +273,8 @@ enum WantedXdp {
 }
 
 fn wanted_xdp(mode: XdpMode, device: &Device) -> WantedXdp {
-    // The program begins with the Ethernet header.
-    if !device.ethernet {
+    // The program begins with the Ethernet header, and is for packets from outside.
+    if !device.ethernet || device.role == Role::Pod {
         return WantedXdp::Off;
     }
     match mode {
@@ -214,12 +290,20 @@ fn wanted_xdp(mode: XdpMode, device: &Device) -> WantedXdp {
 
 /// The program for packets that come in through a device.
 pub(super) fn ingress_program(device: &Device) -> &'static str {
-    if device.ethernet { "tc_ingress" } else { "tc_ingress_l3" }
+    match (device.role, device.ethernet) {
+        (Role::Pod, _) => "pod_ingress",
+        (Role::External, true) => "tc_ingress",
+        (Role::External, false) => "tc_ingress_l3",
+    }
 }
 
 /// The program for packets that go out through a device.
 pub(super) fn egress_program(device: &Device) -> &'static str {
-    if device.ethernet { "tc_egress" } else { "tc_egress_l3" }
+    match (device.role, device.ethernet) {
+        (Role::Pod, _) => "pod_egress",
+        (Role::External, true) => "tc_egress",
+        (Role::External, false) => "tc_egress_l3",
+    }
 }
 
 /// Names the program and the device in what the kernel answered.
@@ -238,6 +322,7 @@ mod tests {
     #[test]
     fn xdp_is_used_where_the_mode_the_kind_and_the_header_allow_it() {
         let device = |kind: &str, ethernet| Device {
+            role: Role::External,
             name: "d".into(),
             index: 1,
             kind: kind.into(),

@@ -32,9 +32,28 @@ pub enum BpfError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// No BPF file system there, and one that we mounted would be the container's own.
+    #[error(
+        "{0} of the node is no BPF file system, and one that this container mounted would end with \
+         it; mount one on the node (mount -t bpf bpf /sys/fs/bpf), which systemd does at boot \
+         unless the node is a container itself"
+    )]
+    MountOfContainer(PathBuf),
+    /// Removing what an agent works with would leave half of it.
+    #[error(
+        "lb-agent runs on this node and works with {0}; stop it first (helm uninstall, kubectl delete \
+         daemonset, systemctl stop)"
+    )]
+    InUse(PathBuf),
     /// Nothing of ours is pinned.
     #[error("no datapath here: is lb-agent running on this node? (looked in {0})")]
     NoDatapath(PathBuf),
+    /// MONITOR holds one filter.
+    #[error(
+        "another `lb-agent monitor` watches this node, and only one can at a time: end it first (it \
+         has locked {0})"
+    )]
+    Watched(PathBuf),
     /// A call on a pin or its directory.
     #[error("{call} {path}: {source}{}", hint(source))]
     Pin {
@@ -155,7 +174,7 @@ fn hint(source: &io::Error) -> String {
 }
 
 /// The running kernel's release.
-pub(super) fn kernel_release() -> String {
+pub fn kernel_release() -> String {
     nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .unwrap_or_else(|_| "unknown".to_owned())

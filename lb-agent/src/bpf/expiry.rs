@@ -4,7 +4,9 @@
 //! A flow has two entries, and one of them may be idle while the other is busy (UDP without
 //! answers). They are judged, and removed, together.
 
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 
 use lb_common::abi::{Flow, FlowFlags, FlowKey, map};
 use lb_common::env::TICK_NANOSECONDS;
@@ -14,8 +16,13 @@ use super::error::BpfError;
 use super::hash::Hash;
 use super::pins::Pins;
 use super::sys::{self, Access};
+use super::traffic::{Departed, SharedTraffic};
+use super::usage::{CountedMaps, MapUsage};
+use crate::serve::metrics::FlowUse;
 
 const TCP: u32 = libc::IPPROTO_TCP.cast_unsigned();
+const SCTP: u32 = libc::IPPROTO_SCTP.cast_unsigned();
+const UDP: u32 = libc::IPPROTO_UDP.cast_unsigned();
 
 /// After a FIN or RST: the peers' TIME_WAIT and a few retransmissions.
 const CLOSED_SECONDS: u64 = 120;
@@ -23,6 +30,8 @@ const CLOSED_SECONDS: u64 = 120;
 const UNANSWERED_SECONDS: u64 = 60;
 /// As nf_conntrack_udp_timeout_stream and the usual advice for UDP; RFC 4787 asks for 120 at least.
 const UDP_SECONDS: u64 = 180;
+/// As nf_conntrack_sctp_timeout_established; associations send heartbeats every 30 s (RFC 9260, 16).
+const SCTP_SECONDS: u64 = 210;
 /// As kube-proxy's --conntrack-tcp-timeout-established.
 const TCP_SECONDS: u64 = 86_400;
 
@@ -44,10 +53,12 @@ fn timeout(protocol: u32, flags: u32) -> u64 {
         CLOSED_SECONDS
     } else if flags & FlowFlags::ANSWERED == 0 {
         UNANSWERED_SECONDS
-    } else if protocol == TCP {
-        TCP_SECONDS
     } else {
-        UDP_SECONDS
+        match protocol {
+            TCP => TCP_SECONDS,
+            SCTP => SCTP_SECONDS,
+            _ => UDP_SECONDS,
+        }
     }
 }
 
@@ -60,52 +71,109 @@ pub struct Expired {
     pub removed: u64,
     /// Entries the table can hold.
     pub capacity: u64,
+    /// The flows that are left, but for those that nobody has seen removed.
+    pub used: FlowUse,
 }
 
 /// What a pass over both tables found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pass {
     /// FLOWS4.
     pub v4: Expired,
     /// FLOWS6.
     pub v6: Expired,
+    /// How full every map is after it.
+    pub hashes: Vec<MapUsage>,
 }
 
-/// Both flow tables.
+/// Both flow tables, and the counters of endpoints, which are looked through as often.
 #[derive(Debug)]
 pub struct FlowTables {
     v4: Hash<FlowKey<V4>, Flow<V4>>,
     v6: Hash<FlowKey<V6>, Flow<V6>>,
+    /// Counted with each pass: that costs what a pass costs, and only maps that are full cost much.
+    all: CountedMaps,
+    departed: Departed,
 }
 
 impl FlowTables {
     /// Opens the pins.
-    pub fn open(pins: &Pins) -> Result<Self, BpfError> {
+    pub fn open(pins: &Pins, traffic: SharedTraffic) -> Result<Self, BpfError> {
         Ok(Self {
             v4: Hash::open(pins, map::FLOWS4, Access::ReadWrite)?,
             v6: Hash::open(pins, map::FLOWS6, Access::ReadWrite)?,
+            all: CountedMaps::open(pins)?,
+            departed: Departed::open(pins, traffic)?,
         })
     }
 
     /// Removes what is dead now. A full table takes a second: `run` gives it a thread of its own.
-    pub fn expire(&self) -> Result<Pass, BpfError> {
+    pub fn expire(&mut self) -> Result<Pass, BpfError> {
         let now = now();
-        Ok(Pass { v4: expire(&self.v4, now)?, v6: expire(&self.v6, now)? })
+        self.departed.look()?;
+        let (v4, v6) = (expire(&self.v4, now)?, expire(&self.v6, now)?);
+        Ok(Pass { v4, v6, hashes: self.all.usage()? })
     }
+}
+
+/// Datagrams that stop for longer than keepalives do (RFC 9000, 10.1.2 and WireGuard: up to 30 s) are
+/// of a flow that may go elsewhere.
+const SILENT_SECONDS: u64 = 35;
+/// After this long without a packet nothing more comes of a connection that has ended.
+const LAST_SECONDS: u64 = 5;
+
+/// Flows that are ours and would break without us: connections that have not ended, and datagrams
+/// that were answered and aren't silent. The others are forgotten: who takes their port next, client or
+/// masquerade, is not ours.
+pub(super) fn carried<F: Family>(flows: &Hash<FlowKey<F>, Flow<F>>) -> Result<usize, BpfError> {
+    const NOT_OURS: u32 = FlowFlags::FOREIGN | FlowFlags::REPLY;
+    let error = |call| BpfError::call(flows.name(), call);
+    let (now, mut carried, mut over) = (now(), 0, Vec::new());
+    let listed = flows.for_each(|key, flow| {
+        if flow.flags & NOT_OURS != 0 {
+            return;
+        }
+        let other = flows.get(&flow.translated.inverse()).ok().flatten();
+        let flags = flow.flags | other.map_or(0, |other| other.flags);
+        let last = other.map_or(u64::MAX, |other| seconds_between(other.last_seen, now));
+        let idle = seconds_between(flow.last_seen, now).min(last);
+        let fins = flow.flags & other.map_or(0, |other| other.flags) & FlowFlags::FIN;
+        let has_ended = fins != 0 || flags & FlowFlags::RST != 0;
+        let is_over = match key.protocol {
+            UDP => idle > SILENT_SECONDS,
+            _ => has_ended && idle > LAST_SECONDS,
+        };
+        if is_over {
+            over.extend([*key, flow.translated.inverse()]);
+            return;
+        }
+        let is_answered = flow.flags & FlowFlags::ANSWERED != 0;
+        let is_alive = idle <= timeout(key.protocol, flags);
+        carried += usize::from(is_answered && !has_ended && is_alive);
+    });
+    listed.map_err(error("bpf(BPF_MAP_LOOKUP_BATCH)"))?;
+    for key in over {
+        flows.remove(&key).map_err(error("bpf(BPF_MAP_DELETE_ELEM)"))?;
+    }
+    Ok(carried)
 }
 
 fn expire<F: Family>(flows: &Hash<FlowKey<F>, Flow<F>>, now: u32) -> Result<Expired, BpfError> {
     let error = |call| BpfError::call(flows.name(), call);
     let mut expired = Expired { capacity: flows.capacity().into(), ..Expired::default() };
     let mut candidates = Vec::new();
+    let mut uses = Uses::default();
     flows
         .for_each(|key, flow| {
             expired.entries += 1;
             if seconds_between(flow.last_seen, now) > timeout(key.protocol, flow.flags) {
                 candidates.push((*key, *flow));
+            } else {
+                uses.count(key, flow);
             }
         })
         .map_err(error("bpf(BPF_MAP_LOOKUP_BATCH)"))?;
+    expired.used = uses.sum();
     for (key, flow) in candidates {
         let other_key = flow.translated.inverse();
         let other = flows.get(&other_key).map_err(error("bpf(BPF_MAP_LOOKUP_ELEM)"))?;
@@ -120,6 +188,39 @@ fn expire<F: Family>(flows: &Hash<FlowKey<F>, Flow<F>>, now: u32) -> Result<Expi
     Ok(expired)
 }
 
+/// An endpoint as one node address reaches it: each port of the SNAT range is there once.
+type SnatPool = (IpAddr, IpAddr, u16, u32);
+
+/// Counts flows by the way they take.
+#[derive(Default)]
+struct Uses {
+    local: u64,
+    remote: u64,
+    pools: HashMap<SnatPool, u64>,
+}
+
+impl Uses {
+    fn count<F: Family>(&mut self, key: &FlowKey<F>, flow: &Flow<F>) {
+        if flow.flags & FlowFlags::REPLY != 0 {
+            return;
+        }
+        if flow.flags & FlowFlags::LOCAL != 0 {
+            self.local += 1;
+            return;
+        }
+        self.remote += 1;
+        let address = |address| IpAddr::from(F::widen(address));
+        let FlowKey { source, destination, destination_port, .. } = flow.translated;
+        let pool = (address(source), address(destination), destination_port.get(), key.protocol);
+        *self.pools.entry(pool).or_default() += 1;
+    }
+
+    fn sum(&self) -> FlowUse {
+        let snat_ports = self.pools.values().copied().max().unwrap_or_default();
+        FlowUse { local: self.local, remote: self.remote, snat_ports }
+    }
+}
+
 /// Judges both entries as one flow; `other` may have been evicted.
 fn is_dead<F: Family>(protocol: u32, flow: &Flow<F>, other: Option<&Flow<F>>, now: u32) -> bool {
     let idle = seconds_between(flow.last_seen, now);
@@ -132,7 +233,6 @@ fn is_dead<F: Family>(protocol: u32, flow: &Flow<F>, other: Option<&Flow<F>>, no
 mod tests {
     use super::*;
 
-    const UDP: u32 = libc::IPPROTO_UDP.cast_unsigned();
     const ANSWERED: u32 = FlowFlags::ANSWERED;
 
     #[test]
@@ -142,6 +242,8 @@ mod tests {
             ("UDP with answers", UDP, ANSWERED, 180),
             ("TCP without an answer", TCP, 0, 60),
             ("TCP established", TCP, ANSWERED, 86_400),
+            ("SCTP established", SCTP, ANSWERED, 210),
+            ("SCTP shut down", SCTP, ANSWERED | FlowFlags::FIN, 120),
             ("TCP after a FIN", TCP, ANSWERED | FlowFlags::FIN, 120),
             ("TCP after a RST", TCP, ANSWERED | FlowFlags::RST, 120),
             ("TCP refused", TCP, FlowFlags::RST, 120),
@@ -175,6 +277,22 @@ mod tests {
         ] {
             assert_eq!(is_dead(protocol, &flow, other.as_ref(), now), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn flows_are_counted_by_their_way_and_ports_by_endpoint() {
+        let flow = |flags, backend: u8| {
+            let mut flow = Flow::<V4> { flags, ..bytemuck::Zeroable::zeroed() };
+            flow.translated.destination_port = lb_common::bytes::Be16::new(backend.into());
+            flow
+        };
+        let key = FlowKey::<V4> { protocol: TCP, ..bytemuck::Zeroable::zeroed() };
+        let mut uses = Uses::default();
+        for flow in [flow(0, 1), flow(0, 1), flow(0, 2), flow(FlowFlags::LOCAL, 1)] {
+            uses.count(&key, &flow);
+            uses.count(&key, &Flow { flags: flow.flags | FlowFlags::REPLY, ..flow });
+        }
+        assert_eq!(uses.sum(), FlowUse { local: 1, remote: 3, snat_ports: 2 });
     }
 
     #[test]

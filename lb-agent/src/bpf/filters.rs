@@ -26,12 +26,26 @@ const PRIORITY: u16 = 1;
 /// `lb` in ASCII; no tool chooses it by itself.
 const HANDLE: TcHandle = TcHandle::new(0, 0x6c62);
 
+/// The names of the notes of programs, without the interface index.
+const INGRESS_NOTE: &str = "filter_ingress_";
+const EGRESS_NOTE: &str = "filter_egress_";
+
 /// The directions and the names of their notes.
-const DIRECTIONS: [(TcAttachType, &str); 2] =
-    [(TcAttachType::Egress, "filter_egress_"), (TcAttachType::Ingress, "filter_ingress_")];
+pub(super) const DIRECTIONS: [(TcAttachType, &str); 2] =
+    [(TcAttachType::Egress, EGRESS_NOTE), (TcAttachType::Ingress, INGRESS_NOTE)];
 
 /// The name of the note that the device's qdisc is ours.
 const QDISC_NOTE: &str = "clsact_";
+
+/// Where the program for packets that come in through a device is pinned.
+pub(super) fn ingress_note(device: u32) -> String {
+    format!("{INGRESS_NOTE}{device}")
+}
+
+/// Where the program for packets that leave through a device is pinned.
+pub(super) fn egress_note(device: u32) -> String {
+    format!("{EGRESS_NOTE}{device}")
+}
 
 /// Attaches both tc programs to a device, or replaces ours.
 pub(super) fn attach(

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Add;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya_obj::generated::bpf_map_type;
@@ -134,7 +135,7 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         let mut values = vec![V::zeroed(); room * per_key];
         loop {
             // SAFETY: `open` has compared the sizes; `per_key` is the number of CPUs exactly for
-            // kinds with per-CPU values, which are `u64` and need no padding.
+            // kinds with per-CPU values, whose size needs no padding.
             let chunk =
                 unsafe { sys::lookup_batch(self.map.as_fd(), cursor, &mut keys, &mut values) };
             match chunk {
@@ -161,24 +162,28 @@ impl<K: Pod, V: Pod> Hash<K, V> {
     }
 }
 
-/// A per-CPU hash of counters.
+/// A per-CPU hash, or array, of counters, of a size that is a multiple of 8 bytes: the kernel pads others.
 #[derive(Debug)]
-pub struct CounterHash<K> {
-    hash: Hash<K, u64>,
+pub struct CounterHash<K, V = u64> {
+    hash: Hash<K, V>,
     cpus: usize,
 }
 
-impl<K: Pod> CounterHash<K> {
-    /// Opens a pin, to read.
-    pub fn open(pins: &Pins, name: &'static str) -> Result<Self, BpfError> {
+impl<K: Pod, V: Pod + Default + Add<Output = V>> CounterHash<K, V> {
+    /// Opens a pin.
+    pub fn open(pins: &Pins, name: &'static str, access: Access) -> Result<Self, BpfError> {
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
         let cpus = aya::util::nr_cpus().map_err(|(path, source)| BpfError::Pin {
             call: "read",
             path: path.into(),
             source,
         })?;
-        let kinds =
-            [bpf_map_type::BPF_MAP_TYPE_LRU_PERCPU_HASH, bpf_map_type::BPF_MAP_TYPE_PERCPU_HASH];
-        Ok(Self { hash: Hash::of_kind(pins, name, Access::Read, &kinds)?, cpus })
+        let kinds = [
+            bpf_map_type::BPF_MAP_TYPE_LRU_PERCPU_HASH,
+            bpf_map_type::BPF_MAP_TYPE_PERCPU_HASH,
+            bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY,
+        ];
+        Ok(Self { hash: Hash::of_kind(pins, name, access, &kinds)?, cpus })
     }
 
     /// Its name.
@@ -186,10 +191,43 @@ impl<K: Pod> CounterHash<K> {
         self.hash.name
     }
 
+    /// Number of keys that it can hold.
+    pub fn capacity(&self) -> u32 {
+        self.hash.capacity
+    }
+
     /// All keys and the sums over the CPUs.
-    pub fn sums(&self) -> io::Result<Vec<(K, u64)>> {
+    pub fn sums(&self) -> io::Result<Vec<(K, V)>> {
         let mut sums = Vec::new();
-        self.hash.visit(self.cpus, |key, values| sums.push((*key, values.iter().sum())))?;
+        self.hash.visit(self.cpus, |key, values| sums.push((*key, sum(values))))?;
         Ok(sums)
     }
+
+    /// The sum of a key.
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut values = vec![V::zeroed(); self.cpus];
+        // SAFETY: `of_kind` has compared the sizes; there is a value for each CPU.
+        let found = unsafe { sys::lookup_cpus(self.hash.map.as_fd(), key, &mut values) }?;
+        Ok(found.then(|| sum(&values)))
+    }
+
+    /// Removes an entry and returns its sum.
+    pub fn take(&self, key: &K) -> io::Result<Option<V>> {
+        let mut values = vec![V::zeroed(); self.cpus];
+        // SAFETY: as for `get`.
+        let found = unsafe { sys::take_cpus(self.hash.map.as_fd(), key, &mut values) }?;
+        Ok(found.then(|| sum(&values)))
+    }
+
+    /// Writes an entry, new or not. No program may count there.
+    pub fn set(&self, key: &K, value: &V) -> io::Result<()> {
+        let mut values = vec![V::zeroed(); self.cpus];
+        values.iter_mut().take(1).for_each(|first| *first = *value);
+        // SAFETY: as for `get`.
+        unsafe { sys::update_cpus(self.hash.map.as_fd(), key, &values) }
+    }
+}
+
+fn sum<V: Copy + Default + Add<Output = V>>(values: &[V]) -> V {
+    values.iter().fold(V::default(), |sum, value| sum + *value)
 }

@@ -18,7 +18,7 @@ use super::pins::Pins;
 use super::sys::{self, Access, LinkTarget};
 
 /// The socket hooks and where the kernel calls them.
-const SOCKET_HOOKS: [(&str, bpf_attach_type); 9] = [
+pub(super) const SOCKET_HOOKS: [(&str, bpf_attach_type); 9] = [
     ("connect4", bpf_attach_type::BPF_CGROUP_INET4_CONNECT),
     ("connect6", bpf_attach_type::BPF_CGROUP_INET6_CONNECT),
     ("sendmsg4", bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG),
@@ -100,6 +100,11 @@ pub enum Attached {
     Replaced,
 }
 
+/// The name of the pin of a socket hook.
+pub(super) fn socket_pin(program: &str) -> String {
+    format!("cgroup_{program}")
+}
+
 /// Attaches the socket hooks to a cgroup2 directory.
 pub fn attach_sockets(pins: &Pins, programs: &Programs, cgroup: &Path) -> Result<(), BpfError> {
     let open = || -> io::Result<(File, u64)> {
@@ -111,7 +116,7 @@ pub fn attach_sockets(pins: &Pins, programs: &Programs, cgroup: &Path) -> Result
     let (directory, id) = open().map_err(BpfError::pin("open the cgroup", cgroup))?;
     for (program, attach_type) in SOCKET_HOOKS {
         let fd = programs.fd(program)?;
-        let pin = pins.link(&format!("cgroup_{program}"));
+        let pin = pins.link(&socket_pin(program));
         let create = || sys::create_cgroup_link(fd, directory.as_fd(), attach_type);
         let attached = ensure(&pin, fd, LinkTarget::Cgroup(id), create).map_err(|source| {
             BpfError::Attach { program, target: format!("cgroup {}", cgroup.display()), source }

@@ -8,14 +8,17 @@ use aya_obj::generated::bpf_map_type;
 use bytemuck::Pod;
 use lb_common::abi::{
     self, Address, Backend, BackendIndex, ClientAddresses, Device, Frontend, FrontendKey,
-    ServiceIndex, ServiceName, ServicePointer, ServiceRecord, SourceRange,
+    ServiceIndex, ServiceName, ServicePointer, ServiceRange, ServiceRanges, ServiceRecord,
+    SourceRange,
 };
 
+use super::counters::DropCounters;
 use super::error::BpfError;
 use super::hash::{self, Hash};
 use super::pins::Pins;
 use super::sys::{self, Access};
 use super::table::Table;
+use super::traffic::TrafficCounters;
 use super::trie::Trie;
 use crate::tables::store::{Store, StoreError, Table as TableName};
 
@@ -31,12 +34,15 @@ pub struct PinnedMaps {
     records: Table<ServiceRecord>,
     slots: Table<u32>,
     backends: Table<Backend>,
+    service_ranges: Table<ServiceRanges>,
     frontends: Hash<FrontendKey, Frontend>,
     names: Hash<u32, ServiceName>,
     addresses: Hash<Address, u32>,
     clients: Hash<u64, ClientAddresses>,
     source_ranges: Trie<SourceRange>,
     devices: Hash<u32, Device>,
+    traffic: TrafficCounters,
+    drops: DropCounters,
     barrier: Option<Barrier>,
 }
 
@@ -49,12 +55,15 @@ impl PinnedMaps {
             records: table(pins, abi::map::RECORDS, access)?,
             slots: table(pins, abi::map::SLOTS, access)?,
             backends: table(pins, abi::map::BACKENDS, access)?,
+            service_ranges: table(pins, abi::map::SERVICE_RANGES, access)?,
             frontends: Hash::open(pins, abi::map::FRONTENDS, access)?,
             names: Hash::open(pins, abi::map::NAMES, access)?,
             addresses: Hash::open(pins, abi::map::ADDRESSES, access)?,
             clients: Hash::open(pins, abi::map::CLIENTS, access)?,
             source_ranges: Trie::open(pins, abi::map::SOURCE_RANGES, access)?,
             devices: Hash::open(pins, abi::map::DEVICES, access)?,
+            traffic: TrafficCounters::open(pins, access)?,
+            drops: DropCounters::open(pins, access)?,
             barrier: match access {
                 Access::Read => None,
                 Access::ReadWrite => Some(Barrier::new()?),
@@ -158,6 +167,22 @@ impl Store for PinnedMaps {
         self.backends.set_word(index.0, offset_of!(Backend, generation), generation);
     }
 
+    fn service_ranges(&self, family: u32) -> ServiceRanges {
+        self.service_ranges.get(family).unwrap_or_default()
+    }
+
+    fn set_service_range(&mut self, family: u32, at: usize, range: &ServiceRange) {
+        let start = offset_of!(ServiceRanges, ranges) + at * size_of::<ServiceRange>();
+        let words: [u32; 8] = bytemuck::cast(*range);
+        for (word, offset) in words.into_iter().zip((start..).step_by(size_of::<u32>())) {
+            self.service_ranges.set_word(family, offset, word);
+        }
+    }
+
+    fn use_service_ranges(&mut self, family: u32, used: u32) {
+        self.service_ranges.set_word(family, offset_of!(ServiceRanges, used), used);
+    }
+
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, StoreError> {
         all(&self.frontends)
     }
@@ -235,6 +260,12 @@ impl Store for PinnedMaps {
 
     fn remove_device(&mut self, index: u32) -> Result<(), StoreError> {
         remove(&self.devices, &index)
+    }
+
+    fn forget_counts(&mut self, gone: impl Fn(ServiceIndex) -> bool) -> Result<(), StoreError> {
+        let error = |map| move |source| StoreError::Call { map, call: DELETE, source };
+        self.traffic.forget(&gone).map_err(error(abi::map::TRAFFIC))?;
+        self.drops.forget(&gone).map_err(error(abi::map::DROPS))
     }
 
     fn barrier(&self) -> Result<(), StoreError> {

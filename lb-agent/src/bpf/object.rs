@@ -7,12 +7,12 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use aya::maps::MapError;
+use aya::maps::{MapError, ProgramArray};
 use aya::pin::PinError;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_obj::Object;
-use lb_common::abi::{self, map};
+use lb_common::abi::{self, SCTP_PROGRAMS, map};
 
 use super::error::{BpfError, kernel_release};
 use super::pins::Pins;
@@ -24,8 +24,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// Maps that outlive the agent. REVERSE is one of them, so that sockets that were connected
 /// before a restart still show the address that they named; the others (WORK4, WORK6, constants)
-/// hold nothing between two runs of a program.
-const PINNED: [&str; 18] = [
+/// hold nothing between two runs of a program, or nothing that is worth keeping (PARKED).
+pub(super) const PINNED: [&str; 26] = [
     map::FRONTENDS,
     map::SERVICES,
     map::RECORDS,
@@ -36,6 +36,7 @@ const PINNED: [&str; 18] = [
     map::CLIENTS,
     map::AFFINITY,
     map::SOURCE_RANGES,
+    map::SERVICE_RANGES,
     map::DEVICES,
     map::FLOWS4,
     map::FLOWS6,
@@ -44,7 +45,17 @@ const PINNED: [&str; 18] = [
     map::FRAGMENTS4,
     map::FRAGMENTS6,
     map::DROPS,
+    map::TRAFFIC,
+    map::CALLS,
+    map::TAKEOVER,
+    map::EVENTS,
+    map::MONITOR,
+    map::WATCHED,
+    map::PACE,
 ];
+
+/// The programs for pods' devices.
+const POD_PROGRAMS: [&str; 2] = ["pod_ingress", "pod_egress"];
 
 /// Addresses that a node may have itself.
 const NODE_ADDRESSES: u32 = 4_096;
@@ -66,6 +77,27 @@ impl Programs {
             .ok_or_else(|| BpfError::Object(format!("it has no program {program}")))
     }
 
+    /// Loads the programs for pods' devices, if they aren't. Most nodes do without, and the verifier
+    /// takes its time with each.
+    pub fn load_for_pods(&mut self) -> Result<(), BpfError> {
+        self.load_all(&POD_PROGRAMS)
+    }
+
+    /// Loads the programs for SCTP, if they aren't, and puts them where the others find them.
+    pub fn load_for_sctp(&mut self) -> Result<(), BpfError> {
+        self.load_all(&SCTP_PROGRAMS)?;
+        set_calls(&mut self.ebpf)
+    }
+
+    fn load_all(&mut self, names: &[&str]) -> Result<(), BpfError> {
+        for name in names {
+            if self.fd(name).is_err() {
+                load_program(name, self.program_mut(name)?)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The program itself, for attachments that aya makes.
     pub fn program_mut(&mut self, program: &str) -> Result<&mut Program, BpfError> {
         self.ebpf
@@ -74,7 +106,7 @@ impl Programs {
     }
 }
 
-/// Makes or adopts the maps and loads every program.
+/// Makes or adopts the maps and loads the programs that every node needs.
 pub fn load(
     pins: &Pins,
     config: &abi::Config,
@@ -96,21 +128,67 @@ pub fn load(
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(pins, error))?;
     for (name, program) in ebpf.programs_mut() {
-        let loaded = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::CgroupSock(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            Program::Xdp(program) => program.load(),
-            _ => return Err(BpfError::Object(format!("the kind of program {name} is unknown"))),
-        };
-        loaded.map_err(|error| rejection(name, error))?;
+        if !POD_PROGRAMS.contains(&name) && !SCTP_PROGRAMS.contains(&name) {
+            load_program(name, program)?;
+        }
     }
     Ok(Programs { ebpf })
 }
 
+/// Loads every program with the smallest tables; pins and attaches nothing. Returns how many there are.
+pub(super) fn try_all(pins: &Pins) -> Result<usize, BpfError> {
+    let least = Capacities {
+        services: 16,
+        backends: 16,
+        slots: 256,
+        source_ranges: 16,
+        flows: 256,
+        traffic: 16,
+    };
+    let mut loader = EbpfLoader::new();
+    for (name, size) in sizes(&least) {
+        loader.map_max_entries(name, size);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(pins, error))?;
+    let mut loaded = 0;
+    for (name, program) in ebpf.programs_mut() {
+        load_program(name, program)?;
+        loaded += 1;
+    }
+    Ok(loaded)
+}
+
+fn load_program(name: &str, program: &mut Program) -> Result<(), BpfError> {
+    let loaded = match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => return Err(BpfError::Object(format!("the kind of program {name} is unknown"))),
+    };
+    loaded.map_err(|error| rejection(name, error))
+}
+
+/// Programs of an earlier run go on in these from now on: they do the same.
+fn set_calls(ebpf: &mut Ebpf) -> Result<(), BpfError> {
+    let missing = |what: &str| BpfError::Object(format!("it has no {what}"));
+    let failed = |name, error: &dyn std::error::Error| {
+        BpfError::Object(format!("{}: {name}: {}", map::CALLS, chain(error)))
+    };
+    for (index, name) in (0..).zip(SCTP_PROGRAMS) {
+        let program = ebpf.program(name).ok_or_else(|| missing(name))?;
+        let fd = program.fd().map_err(|error| failed(name, &error))?;
+        let fd = fd.try_clone().map_err(|error| failed(name, &error))?;
+        let map = ebpf.map_mut(map::CALLS).ok_or_else(|| missing(map::CALLS))?;
+        let mut calls = ProgramArray::try_from(map).map_err(|error| failed(name, &error))?;
+        calls.set(index, &fd, 0).map_err(|error| failed(name, &error))?;
+    }
+    Ok(())
+}
+
 /// Sizes that depend on the configuration; the object's own hold for the others.
-fn sizes(capacities: &Capacities) -> [(&'static str, u32); 11] {
-    let Capacities { services, backends, slots, source_ranges, flows } = *capacities;
+fn sizes(capacities: &Capacities) -> [(&'static str, u32); 13] {
+    let Capacities { services, backends, slots, source_ranges, flows, traffic } = *capacities;
     [
         (map::SERVICES, services),
         // Each Service has a published record and one on its way.
@@ -128,7 +206,31 @@ fn sizes(capacities: &Capacities) -> [(&'static str, u32); 11] {
         (map::FLOWS6, flows),
         // Clients of Services with session affinity, which are few.
         (map::AFFINITY, flows / 8),
+        (map::TRAFFIC, traffic),
+        (map::WATCHED, services),
     ]
+}
+
+/// CONFIG as a loaded program has it, out of the bytes of its constants; `None` when they are another
+/// version's.
+pub fn config_in(constants: &[u8]) -> Result<Option<abi::Config>, BpfError> {
+    let broken = |error: aya_obj::ParseError| BpfError::Object(error.to_string());
+    let mut object = Object::parse(OBJECT).map_err(broken)?;
+    let constants_of = |object: &Object| {
+        let section = object.maps.iter().find(|(name, _)| name.ends_with(".rodata"));
+        section.map(|(_, map)| map.data().to_vec()).unwrap_or_default()
+    };
+    let before = constants_of(&object);
+    // aya doesn't say where a constant is, but writes it.
+    let mark = [!0; size_of::<abi::Config>()];
+    object.patch_map_data(HashMap::from([("CONFIG", (&mark[..], true))])).map_err(broken)?;
+    let after = constants_of(&object);
+    let start = before.iter().zip(&after).position(|(before, after)| before != after);
+    let same_length = before.len() == constants.len();
+    Ok(start
+        .filter(|_| same_length)
+        .and_then(|start| constants.get(start..start + mark.len()))
+        .map(bytemuck::pod_read_unaligned))
 }
 
 /// What each pinned map is like in the object.
@@ -258,6 +360,23 @@ mod tests {
     use aya_obj::VerifierLog;
 
     use super::*;
+
+    #[test]
+    fn the_configuration_is_found_among_a_programs_constants() {
+        let config = abi::Config {
+            host_netns_cookie: 7,
+            snat_port_min: 1,
+            snat_port_max: 2,
+            flags: abi::ConfigFlags::POD_PACKETS,
+        };
+        let mut object = Object::parse(OBJECT).unwrap();
+        let bytes = bytemuck::bytes_of(&config);
+        object.patch_map_data(HashMap::from([("CONFIG", (bytes, true))])).unwrap();
+        let constants =
+            object.maps.iter().find(|(name, _)| name.ends_with(".rodata")).unwrap().1.data();
+        assert_eq!(config_in(constants).unwrap(), Some(config));
+        assert_eq!(config_in(&constants[1..]).unwrap(), None, "another version's");
+    }
 
     #[test]
     fn an_error_tells_a_missing_capability_from_a_missing_feature() {

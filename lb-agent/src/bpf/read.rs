@@ -1,14 +1,14 @@
 //! What the pinned maps hold, for the command line: opened to be read, nothing loaded or changed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    BackendFlags, BackendIndex, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
-    FrontendKind as AbiKind, Region, ServiceFlags, ServiceIndex, ServiceName, ServiceRecord,
-    SourceSet, map,
+    Backend, BackendFlags, BackendIndex, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
+    FrontendKind as AbiKind, ServiceFlags, ServiceIndex, ServiceName, ServiceRecord, SourceSet,
+    Traffic, TrafficKey, map,
 };
 use lb_common::bytes::Be16;
 use lb_common::family::{Family, V4, V6};
@@ -21,11 +21,16 @@ use super::hash::Hash;
 use super::maps::PinnedMaps;
 use super::pins::Pins;
 use super::sys::Access;
+use super::traffic::{TrafficCounters, by_service};
+use super::usage::{CountedMaps, MapUsage};
 use crate::cluster::snapshot::{IpFamily, Protocol};
-use crate::inspect::rows::{BackendRow, FlowPath, FlowRow, FrontendRow, PolicyRow, ServiceRow};
+use crate::inspect::rows::{
+    BackendOfService, BackendRow, FlowPath, FlowRow, FrontendRow, PolicyRow, ServiceRow,
+};
 use crate::plan::desired::FrontendKind;
 use crate::tables::encode;
-use crate::tables::store::{Store, StoreError};
+use crate::tables::layout::run_of;
+use crate::tables::store::{Store, StoreError, Table};
 
 /// The maps of a running or stopped agent, open to be read.
 #[derive(Debug)]
@@ -33,6 +38,9 @@ pub struct Reader {
     pins: Pins,
     maps: PinnedMaps,
 }
+
+/// Entries that are no flow of their own: the other direction, and what another proxy translates.
+const NOT_LISTED: u32 = FlowFlags::FOREIGN | FlowFlags::REPLY;
 
 /// Packets and connections that were not served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,12 +68,23 @@ impl Reader {
             frontends.entry(frontend.service).or_default().extend(frontend_row(&key, &frontend));
         }
         let sources = self.sources()?;
+        let traffic = TrafficCounters::open(&self.pins, Access::Read)?.all()?;
+        let mut backends = self.backends_by_service(&traffic);
+        let mut sums = by_service(&traffic);
+        let mut drops: HashMap<ServiceIndex, BTreeMap<&str, u64>> = HashMap::new();
+        for (key, reason, packets) in DropCounters::open(&self.pins, Access::Read)?.by_service()? {
+            drops.entry(key.service).or_default().insert(reason.label(), packets);
+        }
         let mut rows: Vec<ServiceRow> = self
             .names()?
             .into_iter()
             .filter_map(|(index, name)| {
                 let frontends = frontends.remove(&index).unwrap_or_default();
-                self.service_row(index, &name, frontends, &sources)
+                let backends = backends.remove(&index).unwrap_or_default();
+                let traffic = sums.remove(&index).unwrap_or_default().into();
+                let drops = drops.remove(&index).unwrap_or_default();
+                let row = self.service_row(index, &name, frontends, &sources)?;
+                Some(ServiceRow { backends, traffic, drops, ..row })
             })
             .collect();
         rows.sort_by(|a, b| {
@@ -74,6 +93,23 @@ impl Reader {
             (key(a), a.protocol, a.family).cmp(&(key(b), b.protocol, b.family))
         });
         Ok(rows)
+    }
+
+    /// Every backend of every Service port, in the order of [`services`](Self::services).
+    pub fn backends(&self) -> Result<Vec<BackendOfService>, BpfError> {
+        let services = self.services()?.into_iter();
+        let of_service = |service: ServiceRow| {
+            let ServiceRow { namespace, name, port_name, protocol, family, backends, .. } = service;
+            backends.into_iter().map(move |backend| BackendOfService {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                port_name: port_name.clone(),
+                protocol,
+                family,
+                backend,
+            })
+        };
+        Ok(services.flat_map(of_service).collect())
     }
 
     /// Every flow that packets from outside opened, sorted by Service and client.
@@ -95,10 +131,17 @@ impl Reader {
         Ok(rows)
     }
 
+    /// How many flows packets from outside opened: as many as [`flows`](Self::flows) lists, at the cost
+    /// of a pass over the tables (100,000 entries in 30 ms).
+    pub fn flow_count(&self) -> Result<u64, BpfError> {
+        Ok(count_flows::<V4>(&self.pins, map::FLOWS4)?
+            + count_flows::<V6>(&self.pins, map::FLOWS6)?)
+    }
+
     /// What was not served and why, the most frequent first.
     pub fn drops(&self) -> Result<Vec<DropRow>, BpfError> {
         let names: HashMap<_, _> = self.names()?.into_iter().collect();
-        let drops = DropCounters::open(&self.pins)?.by_service()?;
+        let drops = DropCounters::open(&self.pins, Access::Read)?.by_service()?;
         let mut rows: Vec<DropRow> = drops
             .into_iter()
             .map(|(key, reason, packets)| DropRow {
@@ -109,6 +152,40 @@ impl Reader {
             .collect();
         rows.sort_by(|a, b| b.packets.cmp(&a.packets).then_with(|| a.service.cmp(&b.service)));
         Ok(rows)
+    }
+
+    /// Packets by reason, all Services together; reasons that never came too.
+    pub fn drops_by_reason(&self) -> Result<Vec<(DropReason, u64)>, BpfError> {
+        Ok(DropCounters::open(&self.pins, Access::Read)?.by_reason()?.into_iter().collect())
+    }
+
+    /// How full every map is, and what memory it takes. Of arrays the agent alone knows which elements
+    /// are in use; here it is those that are reached from a Service.
+    pub fn usage(&self) -> Result<Vec<MapUsage>, BpfError> {
+        let (mut records, mut slots, mut backends) = (BTreeSet::new(), 0, BTreeSet::new());
+        let names = self.names()?;
+        for (index, _) in &names {
+            let number = self.maps.pointer(*index).record;
+            let record = self.maps.record(number);
+            records.insert(number);
+            slots += u64::from(run_of(&record).len);
+            for region in [record.cluster, record.local] {
+                backends.extend(self.maps.slots(region.offset, region.len));
+            }
+        }
+        let ranges = self.maps.source_ranges().map_err(read_error)?.len() as u64;
+        let mut usage = CountedMaps::open(&self.pins)?.usage()?;
+        for MapUsage { map, entries, .. } in &mut usage {
+            *entries = match *map {
+                map::SERVICES => Some(names.len() as u64),
+                map::RECORDS => Some(records.len() as u64),
+                map::SLOTS => Some(slots),
+                map::BACKENDS => Some(backends.len() as u64),
+                map::SOURCE_RANGES => Some(ranges),
+                _ => *entries,
+            };
+        }
+        Ok(usage)
     }
 
     /// The ranges of every set.
@@ -139,34 +216,47 @@ impl Reader {
             name: service.to_owned(),
             port_name: port_name.to_owned(),
             protocol: protocol(name.protocol.into())?,
-            family: if name.family == 4 { IpFamily::V4 } else { IpFamily::V6 },
+            family: family(name),
             frontends,
-            backends: self.backend_rows(&record),
+            backends: Vec::new(),
+            traffic: Traffic::default().into(),
+            drops: BTreeMap::new(),
             policy: policy_row(&record, sources),
         })
     }
 
-    fn backend_rows(&self, record: &ServiceRecord) -> Vec<BackendRow> {
-        let slots = |region: Region| self.maps.slots(region.offset, region.len);
-        let indices: BTreeSet<u32> =
-            slots(record.cluster).into_iter().chain(slots(record.local)).collect();
-        let mut rows: Vec<BackendRow> = indices
-            .into_iter()
-            .map(|index| self.maps.backend(BackendIndex(index)))
-            .map(|backend| BackendRow {
+    /// Every backend in use, sorted by address, with what was counted for it and no earlier one.
+    fn backends_by_service(
+        &self,
+        traffic: &BTreeMap<TrafficKey, Traffic>,
+    ) -> HashMap<ServiceIndex, Vec<BackendRow>> {
+        let mut rows: HashMap<ServiceIndex, Vec<BackendRow>> = HashMap::new();
+        for index in 1..self.maps.capacity(Table::Backends) {
+            let index = BackendIndex(index);
+            let backend = self.maps.backend(index);
+            if backend.flags & BackendFlags::LIVE == 0 {
+                continue;
+            }
+            let Backend { service, generation, .. } = backend;
+            let counted = traffic.get(&TrafficKey { service, backend: index, generation });
+            let listed = BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
+            rows.entry(service).or_default().push(BackendRow {
                 address: backend.address.into(),
                 port: backend.port.get(),
                 local: backend.flags & BackendFlags::LOCAL != 0,
-                active: backend.flags & BackendFlags::LIVE != 0,
-            })
-            .collect();
-        rows.sort_by_key(|row| (row.address, row.port));
+                active: backend.flags & listed != 0,
+                traffic: counted.copied().unwrap_or_default().into(),
+            });
+        }
+        for rows in rows.values_mut() {
+            rows.sort_by_key(|row| (row.address, row.port));
+        }
         rows
     }
 }
 
 /// The error of a store, whose maps are only looked at here.
-fn read_error(error: StoreError) -> BpfError {
+pub(super) fn read_error(error: StoreError) -> BpfError {
     match error {
         StoreError::Full { map } => {
             BpfError::Call { map, call: "read", source: std::io::ErrorKind::StorageFull.into() }
@@ -197,25 +287,39 @@ fn policy_row(record: &ServiceRecord, sources: &HashMap<SourceSet, BTreeSet<IpNe
 }
 
 /// The text of a name; `None` when it isn't UTF-8, which no version writes.
-fn text(name: &ServiceName) -> Option<&str> {
+pub(super) fn text(name: &ServiceName) -> Option<&str> {
     let bytes = name.text.split(|byte| *byte == 0).next()?;
     std::str::from_utf8(bytes).ok()
 }
 
 /// Namespace, name, port name.
-fn parts(name: &ServiceName) -> Option<(&str, &str, &str)> {
+pub(super) fn parts(name: &ServiceName) -> Option<(&str, &str, &str)> {
     let (namespace, rest) = text(name)?.split_once('/')?;
     let (service, port) = rest.split_once(':').unwrap_or((rest, ""));
     Some((namespace, service, port))
 }
 
-fn protocol(number: u32) -> Option<Protocol> {
+pub(super) fn family(name: &ServiceName) -> IpFamily {
+    if name.family == 4 { IpFamily::V4 } else { IpFamily::V6 }
+}
+
+/// From an IP protocol number.
+pub(super) fn protocol(number: u32) -> Option<Protocol> {
     match i32::try_from(number).ok()? {
         libc::IPPROTO_TCP => Some(Protocol::Tcp),
         libc::IPPROTO_UDP => Some(Protocol::Udp),
         libc::IPPROTO_SCTP => Some(Protocol::Sctp),
         _ => None,
     }
+}
+
+fn count_flows<F: Family>(pins: &Pins, name: &'static str) -> Result<u64, BpfError> {
+    let flows: Hash<FlowKey<F>, Flow<F>> = Hash::open(pins, name, Access::Read)?;
+    let mut count = 0;
+    flows
+        .for_each(|_, flow| count += u64::from(flow.flags & NOT_LISTED == 0))
+        .map_err(BpfError::call(name, "bpf(BPF_MAP_LOOKUP_BATCH)"))?;
+    Ok(count)
 }
 
 fn family_flows<F: Family>(
@@ -227,7 +331,11 @@ fn family_flows<F: Family>(
     let flows: Hash<FlowKey<F>, Flow<F>> = Hash::open(pins, name, Access::Read)?;
     let entries = flows.entries().map_err(BpfError::call(name, "bpf(BPF_MAP_LOOKUP_BATCH)"))?;
     let (replies, forward): (Vec<_>, Vec<_>) =
-        entries.into_iter().partition(|(_, flow)| flow.flags & FlowFlags::REPLY != 0);
+        // Another proxy's aren't translated here.
+        entries
+            .into_iter()
+            .filter(|(_, flow)| flow.flags & FlowFlags::FOREIGN == 0)
+            .partition(|(_, flow)| flow.flags & FlowFlags::REPLY != 0);
     // By the bytes of their keys: addresses of a `Family` have no hash of their own.
     let replies: HashMap<&[u8], &Flow<F>> =
         replies.iter().map(|(key, flow)| (bytemuck::bytes_of(key), flow)).collect();

@@ -1,10 +1,17 @@
-//! What the socket hooks remember of UDP sockets (REVERSE), judged by the backends' generations.
+//! What the socket hooks remember of UDP sockets (REVERSE), judged by the backends' generations, or by
+//! what the same call would be told now.
 
 use std::io;
 use std::net::SocketAddr;
 
-use lb_common::abi::{Backend, ReverseKey, ReverseValue, map};
+use lb_common::abi::{
+    Backend, Frontend, FrontendKey, FrontendKind, ReverseKey, ReverseValue, ServicePointer,
+    ServiceRecord, SourceSet, map,
+};
 use lb_common::bytes::Be16;
+use lb_common::lb::frontend::Found;
+use lb_common::lb::policy;
+use lb_common::wire::ip;
 
 use super::error::BpfError;
 use super::hash::Hash;
@@ -19,6 +26,9 @@ use crate::run::datapath::Translations;
 pub struct RememberedSockets {
     reverse: Hash<ReverseKey, ReverseValue>,
     backends: Table<Backend>,
+    frontends: Hash<FrontendKey, Frontend>,
+    services: Table<ServicePointer>,
+    records: Table<ServiceRecord>,
 }
 
 impl RememberedSockets {
@@ -27,7 +37,27 @@ impl RememberedSockets {
         Ok(Self {
             reverse: Hash::open(pins, map::REVERSE, Access::ReadWrite)?,
             backends: maps::table(pins, map::BACKENDS, Access::Read)?,
+            frontends: Hash::open(pins, map::FRONTENDS, Access::Read)?,
+            services: maps::table(pins, map::SERVICES, Access::Read)?,
+            records: maps::table(pins, map::RECORDS, Access::Read)?,
         })
+    }
+
+    /// Whether a UDP socket that was led to nobody would be led there again. A record that is being
+    /// replaced meanwhile is another Service's at worst: then the socket's next call is judged anew.
+    fn still_silent(&self, value: &ReverseValue) -> Result<bool, BpfError> {
+        let key =
+            FrontendKey { address: value.address, port: value.port, protocol: ip::UDP, pad: 0 };
+        let frontend = self.frontends.get(&key);
+        let frontend =
+            frontend.map_err(BpfError::call(self.frontends.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+        let silent = frontend.and_then(|frontend| {
+            let kind = FrontendKind::from_number(frontend.kind)?;
+            let found = Found { service: frontend.service, kind };
+            let record = self.records.get(self.services.get(found.service.0)?.record)?;
+            Some(policy::still_silent(&record, &found, SourceSet(value.generation)))
+        });
+        Ok(silent.unwrap_or(false))
     }
 
     fn error(&self, call: &'static str) -> impl FnOnce(io::Error) -> BpfError {
@@ -43,6 +73,9 @@ impl Translations for RememberedSockets {
         let Some(value) = entry.map_err(self.error("bpf(BPF_MAP_LOOKUP_ELEM)"))? else {
             return Ok(false);
         };
+        if key(cookie, backend).address.is_discard() {
+            return self.still_silent(&value).map(|silent| !silent);
+        }
         let generation = self.backends.get(value.backend.0).map(|backend| backend.generation);
         Ok(generation != Some(value.generation))
     }

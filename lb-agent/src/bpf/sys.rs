@@ -10,7 +10,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_type, bpf_map_info, bpf_map_type};
+use aya_obj::generated::{
+    bpf_attach_type, bpf_cmd, bpf_link_type, bpf_map_info, bpf_map_type, bpf_prog_info,
+};
 use bytemuck::{Pod, Zeroable};
 
 /// What a descriptor of a pinned object may be used for.
@@ -88,6 +90,35 @@ struct ChangedLink {
     program: u32,
     flags: u32,
     old_program: u32,
+}
+
+/// `BPF_PROG_QUERY`.
+#[repr(C)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    pad: u32,
+}
+
+/// `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+struct ProgramRun {
+    program: u32,
+    returned: u32,
+    input_size: u32,
+    output_size: u32,
+    input: u64,
+    output: u64,
+    repeat: u32,
+    duration: u32,
+    context_size: u32,
+    context_output_size: u32,
+    context: u64,
+    context_output: u64,
 }
 
 /// The beginning of `struct bpf_link_info`; the union behind it starts at the next multiple of 8.
@@ -256,6 +287,97 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(LinkInfo { id: info.id, program: info.program, target })
 }
 
+/// Opens the program with this id. Needs CAP_SYS_ADMIN.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = id;
+    // SAFETY: no pointers.
+    unsafe { bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attributes) }
+}
+
+/// Opens the map with this id. Needs CAP_SYS_ADMIN.
+pub fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = id;
+    // SAFETY: no pointers.
+    unsafe { bpf_fd(bpf_cmd::BPF_MAP_GET_FD_BY_ID, &mut attributes) }
+}
+
+/// Ids of the maps that a program uses; no more than fit, which are more than ours have.
+pub fn program_maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; 64];
+    // SAFETY: `bpf_prog_info` is plain integers, for which zero is a value.
+    let mut wanted: bpf_prog_info = unsafe { std::mem::zeroed() };
+    wanted.nr_map_ids = ids.len() as u32;
+    wanted.map_ids = address_mut(&mut ids);
+    // SAFETY: the kernel's own struct for programs; `map_ids` has room for `nr_map_ids`.
+    let info = unsafe { info(program, wanted) }?;
+    Ok(ids.into_iter().take(info.nr_map_ids as usize).collect())
+}
+
+/// The value of the only element of an array, as bytes; `None` for other maps. Names of constants end
+/// in `.rodata`.
+pub fn constants(map: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
+    // SAFETY: `bpf_map_info` is plain integers, for which zero is a value.
+    let empty: bpf_map_info = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel's own struct for maps.
+    let info = unsafe { info(map, empty) }?;
+    let name: Vec<u8> =
+        info.name.iter().map(|c| c.cast_unsigned()).take_while(|byte| *byte != 0).collect();
+    let is_one = info.type_ == bpf_map_type::BPF_MAP_TYPE_ARRAY as u32 && info.max_entries == 1;
+    if !is_one || !name.ends_with(b".rodata") {
+        return Ok(None);
+    }
+    let mut value = vec![0_u8; info.value_size as usize];
+    let key = 0_u32;
+    let mut attributes = Element {
+        map: raw(map),
+        pad: 0,
+        key: address(&key),
+        value: address_mut(value.as_mut_slice()),
+        flags: 0,
+    };
+    // SAFETY: keys of arrays are 4 bytes; `value` is as long as the map's values.
+    unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) }?;
+    Ok(Some(value))
+}
+
+/// `struct __sk_buff`: its size, and where it has the interface index (include/uapi/linux/bpf.h).
+const SK_BUFF: usize = 192;
+const SK_BUFF_IFINDEX: usize = 40;
+/// Room for what a program may make of a frame.
+const LARGEST_FRAME: usize = 4_096;
+
+/// Runs a tc program once on a frame that comes in through, or leaves, `device` of this network
+/// namespace: what it returns, and the frame as it left it.
+pub fn run_program(
+    program: BorrowedFd<'_>,
+    device: u32,
+    frame: &[u8],
+) -> io::Result<(i32, Vec<u8>)> {
+    let mut output = vec![0_u8; LARGEST_FRAME];
+    let mut context = [0_u8; SK_BUFF];
+    for (to, from) in context.iter_mut().skip(SK_BUFF_IFINDEX).zip(device.to_ne_bytes()) {
+        *to = from;
+    }
+    let mut attributes = ProgramRun {
+        program: raw(program),
+        returned: 0,
+        input_size: frame.len() as u32,
+        output_size: output.len() as u32,
+        input: address(frame),
+        output: address_mut(output.as_mut_slice()),
+        repeat: 1,
+        duration: 0,
+        context_size: context.len() as u32,
+        context_output_size: 0,
+        context: address(&context),
+        context_output: 0,
+    };
+    // SAFETY: every pointer is to a live buffer of the size beside it.
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }?;
+    output.truncate(attributes.output_size as usize);
+    Ok((attributes.returned.cast_signed(), output))
+}
+
 /// Attaches a program by a new link.
 pub fn create_link(
     program: BorrowedFd<'_>,
@@ -292,6 +414,31 @@ pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = raw(link);
     // SAFETY: no pointers.
     unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes) }.map(drop)
+}
+
+/// Ids of the programs at a place, in the order in which they run: of a cgroup by its descriptor, those of
+/// the cgroups above it too; of a device by its index.
+pub fn programs_at(
+    cgroup: Option<BorrowedFd<'_>>,
+    device: u32,
+    attach_type: bpf_attach_type,
+) -> io::Result<Vec<u32>> {
+    // More than the kernel lets anybody attach to a cgroup (BPF_CGROUP_MAX_PROGS) or a device
+    // (BPF_MPROG_MAX).
+    let mut programs = [0_u32; 256];
+    let flags = cgroup.map_or(0, |_| aya_obj::generated::BPF_F_QUERY_EFFECTIVE);
+    let mut attributes = Query {
+        target: cgroup.map_or(device, raw),
+        attach_type: attach_type as u32,
+        flags,
+        attach_flags: 0,
+        programs: address_mut(&mut programs),
+        count: programs.len() as u32,
+        pad: 0,
+    };
+    // SAFETY: `programs` has room for `count` ids.
+    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attributes) }?;
+    Ok(programs.into_iter().take(attributes.count as usize).collect())
 }
 
 /// Makes an array of one `u32`.
@@ -336,6 +483,67 @@ pub unsafe fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Copies the values of an entry of a per-CPU map out, one for each CPU that may be there; whether there
+/// is one.
+///
+/// # Safety
+/// `K` and `V` must have the sizes of the map's keys and values, that of the values a multiple of 8;
+/// `values` must have room for every possible CPU.
+pub unsafe fn lookup_cpus<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    values: &mut [V],
+) -> io::Result<bool> {
+    // SAFETY: the caller's promise.
+    unsafe { copy_cpus(bpf_cmd::BPF_MAP_LOOKUP_ELEM, map, key, values) }
+}
+
+/// As [`lookup_cpus`], and removes the entry.
+///
+/// # Safety
+/// As for [`lookup_cpus`].
+pub unsafe fn take_cpus<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    values: &mut [V],
+) -> io::Result<bool> {
+    // SAFETY: the caller's promise.
+    unsafe { copy_cpus(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key, values) }
+}
+
+/// # Safety
+/// As for [`lookup_cpus`]; `command` must be one that copies values out.
+unsafe fn copy_cpus<K: Pod, V: Pod>(
+    command: bpf_cmd,
+    map: BorrowedFd<'_>,
+    key: &K,
+    values: &mut [V],
+) -> io::Result<bool> {
+    let mut attributes =
+        Element { map: raw(map), pad: 0, key: address(key), value: address_mut(values), flags: 0 };
+    // SAFETY: the pointers are to live values, of the right size as the caller promises.
+    match unsafe { bpf(command, &mut attributes) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes the values of an entry of a per-CPU map.
+///
+/// # Safety
+/// As for [`lookup_cpus`].
+pub unsafe fn update_cpus<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    values: &[V],
+) -> io::Result<()> {
+    let mut attributes =
+        Element { map: raw(map), pad: 0, key: address(key), value: address(values), flags: 0 };
+    // SAFETY: the pointers are to live values, of the right size as the caller promises.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
 }
 
 /// Writes an entry.
@@ -427,6 +635,62 @@ pub unsafe fn lookup_batch<K: Pod, V: Pod>(
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Chunk { count, next: None }),
         Err(error) => Err(error),
     }
+}
+
+/// Keys that [`count_entries`] asks for at a time; more when a bucket has more.
+const COUNTED: usize = 4_096;
+
+/// How many entries a hash has, as `info` describes it. Every key has `per_key` values: one, or in a
+/// per-CPU hash as many as there may be CPUs. Copies the whole map out, 100,000 entries in 30 ms.
+pub fn count_entries(map: BorrowedFd<'_>, info: &MapInfo, per_key: usize) -> io::Result<u64> {
+    let key_size = info.key_size as usize;
+    // Values of per-CPU maps are padded (kernel/bpf/hashtab.c).
+    let value_size = (info.value_size as usize).next_multiple_of(8) * per_key;
+    let (mut room, mut count, mut cursor) = (COUNTED, 0, None::<u32>);
+    let mut keys = vec![0_u8; room * key_size];
+    let mut values = vec![0_u8; room * value_size];
+    loop {
+        let mut output = 0_u32;
+        let mut attributes = Batch {
+            input: cursor.as_ref().map_or(0, address),
+            output: address_mut(&mut output),
+            keys: address_mut(keys.as_mut_slice()),
+            values: address_mut(values.as_mut_slice()),
+            count: room as u32,
+            map: raw(map),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the cursors are live locals of 4 bytes, which is what hashes use; both buffers have
+        // room for `room` keys and values of the sizes that the kernel itself has told.
+        let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) };
+        match result {
+            Ok(_) => {
+                count += u64::from(attributes.count);
+                cursor = Some(output);
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(count + u64::from(attributes.count));
+            }
+            // A bucket with more entries than fit: once more from the same place.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                keys = vec![0; room * key_size];
+                values = vec![0; room * value_size];
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Memory that the kernel reckons for a map, bytes: what is allocated now, since Linux 6.4; before, an
+/// estimate from its sizes.
+pub fn map_memory(map: BorrowedFd<'_>) -> io::Result<u64> {
+    let details = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let bytes = details.lines().find_map(|line| line.strip_prefix("memlock:"));
+    bytes.and_then(|bytes| bytes.trim().parse().ok()).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, "fdinfo of the map has no line memlock")
+    })
 }
 
 /// CLOCK_MONOTONIC, nanoseconds: the clock of the programs.

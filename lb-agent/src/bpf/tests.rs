@@ -8,25 +8,30 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lb_common::abi::{
-    Address, Backend, BackendFlags, BackendIndex, Device as AbiDevice, Flow, FlowFlags, FlowKey,
-    Frontend, FrontendKey, FrontendKind, Region, ReverseKey, ReverseValue, ServiceFlags,
-    ServiceIndex, ServiceName, ServicePointer, ServiceRecord, SourceRange, SourceSet,
+    Address, Backend, BackendFlags, BackendIndex, Device as AbiDevice, DropKey, Flow, FlowFlags,
+    FlowKey, Frontend, FrontendKey, FrontendKind, Region, ReverseKey, ReverseValue, ServiceFlags,
+    ServiceIndex, ServiceName, ServicePointer, ServiceRecord, SourceRange, SourceSet, Traffic,
+    TrafficKey,
 };
 use lb_common::bytes::Be16;
 use lb_common::family::{Addr4, V4};
+use lb_common::lb::DropReason;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
 use super::devices::{TcAttachment, XdpAttachment};
-use super::hash::Hash;
+use super::expiry::Pass;
+use super::hash::{CounterHash, Hash};
 use super::sys::{self, LinkInfo};
 use super::*;
-use crate::args::XdpMode;
+use crate::args::{PodPath, Switch, XdpMode};
 use crate::config::Capacities;
 use crate::node::cgroup::cgroup_root;
+use crate::node::facts::Role;
 use crate::plan::desired::FrontendKind as RowKind;
 use crate::run::datapath::Translations as _;
+use crate::serve::collect::KernelCounters as _;
 use crate::tables::encode;
 use crate::tables::store::{Store as _, StoreError, Table};
 
@@ -59,6 +64,8 @@ impl Place {
             cgroup_root: self.cgroup.clone(),
             netns_cookie: crate::node::namespace::netns_cookie().unwrap(),
             xdp: XdpMode::Auto,
+            pod_path: PodPath::Socket,
+            traffic_counters: Switch::On,
             snat_ports: 1024..=29_999,
             cluster_cidrs: Vec::new(),
             capacities: Capacities {
@@ -67,6 +74,7 @@ impl Place {
                 slots: 1_024,
                 source_ranges: 8,
                 flows: 512,
+                traffic: 64,
             },
         }
     }
@@ -112,6 +120,7 @@ fn make_devices() -> BTreeMap<u32, Device> {
         .map(|(name, kind, ethernet)| {
             let index = if_nametoindex(name).unwrap();
             let device = Device {
+                role: Role::External,
                 name: name.into(),
                 index,
                 kind: kind.into(),
@@ -140,7 +149,7 @@ fn fill(maps: &mut PinnedMaps) {
     let backend = Backend {
         address: address("10.244.0.9"),
         port: Be16::new(8080),
-        flags: BackendFlags::LIVE | BackendFlags::LOCAL,
+        flags: BackendFlags::LIVE | BackendFlags::LOCAL | BackendFlags::IN_CLUSTER,
         generation: 3,
         service: ServiceIndex(7),
         pad: 0,
@@ -187,6 +196,138 @@ fn a_socket_is_stale_once_the_backend_that_it_was_led_to_has_another_generation(
 }
 
 #[test]
+fn a_services_counters_outlive_its_endpoints_and_are_nobody_elses() {
+    alone(|place| {
+        let kernel = Kernel::open(&place.setup()).unwrap();
+        let mut maps = kernel.maps().unwrap();
+        fill(&mut maps);
+        let counters: CounterHash<TrafficKey, Traffic> =
+            CounterHash::open(&kernel.pins, abi::map::TRAFFIC, Access::ReadWrite).unwrap();
+        let key = |backend, generation| TrafficKey {
+            service: ServiceIndex(7),
+            backend: BackendIndex(backend),
+            generation,
+        };
+        let two = Traffic { sockets: 2, ..Traffic::default() };
+        let by_packet = Traffic { flows: 5, packets_to: 9, bytes_from: 700, ..Traffic::default() };
+        counters.set(&key(5, 3), &two).unwrap();
+        // An endpoint that had the same index before.
+        counters.set(&key(5, 2), &by_packet).unwrap();
+        let reader = read::Reader::open(place.bpffs()).unwrap();
+        let look = || {
+            let services = reader.services().unwrap();
+            let [service] = services.as_slice() else { panic!("{services:?}") };
+            let backends = reader.backends().unwrap();
+            let [row] = backends.as_slice() else { panic!("{backends:?}") };
+            (service.traffic, row.backend.traffic)
+        };
+        let mut tables = kernel.flows().unwrap();
+        let counted = |pass: Pass| {
+            let traffic = pass.hashes.iter().find(|usage| usage.map == abi::map::TRAFFIC).unwrap();
+            (traffic.entries, traffic.max_entries)
+        };
+        // Fifteen looks at the same counters, and one that makes the difference.
+        for remaining in (0..16).rev() {
+            assert_eq!(look(), ((two + by_packet).into(), two.into()));
+            assert_eq!(counters.get(&key(5, 2)).unwrap(), Some(by_packet), "{remaining}");
+            assert_eq!(counted(tables.expire().unwrap()), (Some(2), 64));
+        }
+        assert_eq!(counters.get(&key(5, 2)).unwrap(), None, "five minutes without a packet");
+        assert_eq!(counters.get(&key(0, 0)).unwrap(), Some(by_packet));
+        assert_eq!(look(), ((two + by_packet).into(), two.into()));
+        // Another one leaves: its counters are added to the same sum, and make room.
+        maps.set_generation(BackendIndex(5), 4);
+        for _ in 0..16 {
+            tables.expire().unwrap();
+        }
+        assert_eq!(look(), ((two + by_packet).into(), Traffic::default().into()));
+        assert_eq!(counted(tables.expire().unwrap()), (Some(1), 64));
+        maps.forget_counts(|service| service != ServiceIndex(7)).unwrap();
+        assert_eq!(counters.sums().unwrap().len(), 1);
+        // For metrics: by name, and what has none by the number of a frontend that isn't a NodePort.
+        let of_metrics = || {
+            let counted = kernel.counters().unwrap().traffic().unwrap();
+            let [one] = counted.as_slice() else { panic!("{counted:?}") };
+            (one.key.port_name.to_string(), one.port, one.traffic)
+        };
+        let sum = two + by_packet;
+        assert_eq!(of_metrics(), ("http".to_owned(), 0, sum));
+        let mut text = [0; 152];
+        text[..12].copy_from_slice(b"default/web:");
+        let name = ServiceName { text, protocol: 6, family: 4, pad: [0; 6] };
+        maps.set_name(ServiceIndex(7), &name).unwrap();
+        let node_port = Frontend { kind: FrontendKind::NodePort as u32, ..VALUE };
+        maps.set_frontend(&FrontendKey { port: Be16::new(30_080), ..KEY() }, &node_port).unwrap();
+        assert_eq!(of_metrics(), (String::new(), 80, sum));
+        maps.forget_counts(|service| service == ServiceIndex(7)).unwrap();
+        assert_eq!(look(), (Traffic::default().into(), Traffic::default().into()));
+    });
+}
+
+#[test]
+fn drops_of_a_service_that_is_gone_are_nobodys_and_stay_in_the_sums_by_reason() {
+    alone(|place| {
+        let kernel = Kernel::open(&place.setup()).unwrap();
+        let mut maps = kernel.maps().unwrap();
+        fill(&mut maps);
+        let drops: CounterHash<DropKey> =
+            CounterHash::open(&kernel.pins, abi::map::DROPS, Access::ReadWrite).unwrap();
+        let reason = DropReason::NoEndpoints;
+        let key = |service| DropKey { service: ServiceIndex(service), reason: reason as u32 };
+        for (service, packets) in [(0, 1), (6, 10), (7, 100), (8, 1_000)] {
+            drops.set(&key(service), &packets).unwrap();
+        }
+        let reader = read::Reader::open(place.bpffs()).unwrap();
+        let look = || {
+            let services = reader.services().unwrap();
+            let sums = reader.drops_by_reason().unwrap().into_iter();
+            let sum = sums.filter(|(found, _)| *found == reason).map(|(_, packets)| packets);
+            (services[0].drops.clone(), sum.sum::<u64>())
+        };
+        let of_seven = [("no_endpoints", 100)].into();
+        assert_eq!(look(), (of_seven, 1_111));
+        // As an agent that adopts does, and as one does that removes a Service; each twice.
+        for _ in 0..2 {
+            maps.forget_counts(|service| service != ServiceIndex(7)).unwrap();
+            assert_eq!(look().0.len(), 1);
+        }
+        for _ in 0..2 {
+            maps.forget_counts(|service| service == ServiceIndex(7)).unwrap();
+            assert_eq!(look(), ([].into(), 1_111), "the next owner of the index begins at nothing");
+        }
+        assert_eq!(drops.get(&key(0)).unwrap(), Some(1), "no Service's");
+    });
+}
+
+#[test]
+fn a_socket_that_was_led_to_nobody_is_stale_once_the_same_call_would_be_served() {
+    alone(|place| {
+        let kernel = Kernel::open(&place.setup()).unwrap();
+        let mut maps = kernel.maps().unwrap();
+        fill(&mut maps);
+        maps.set_frontend(&FrontendKey { protocol: 17, ..KEY() }, &VALUE).unwrap();
+        let reverse = Hash::open(&kernel.pins, abi::map::REVERSE, Access::ReadWrite).unwrap();
+        for (cookie, port) in [(77, 80), (78, 81)] {
+            let nobody = KEY().address.discard();
+            let key = ReverseKey { cookie, address: nobody, port: Be16::new(port), pad: [0; 6] };
+            let (address, port) = (KEY().address, Be16::new(port));
+            reverse.set(&key, &ReverseValue { address, port, ..ReverseValue::default() }).unwrap();
+        }
+        let sockets = kernel.sockets().unwrap();
+        let stale = |cookie, peer: &str| sockets.is_stale(cookie, peer.parse().unwrap()).unwrap();
+        assert!(!stale(77, "192.0.0.8:80"), "no endpoint is local");
+        assert!(stale(78, "192.0.0.8:81"), "the port is no Service's");
+        assert!(!stale(79, "192.0.0.8:80"), "a socket that was connected there by itself");
+        let local = Region { offset: 100, len: 1 };
+        maps.set_record(10, &ServiceRecord { local, ..maps.record(9) });
+        maps.publish(ServiceIndex(7), ServicePointer { record: 10, revision: 2 });
+        assert!(stale(77, "192.0.0.8:80"));
+        sockets.forget(77, "192.0.0.8:80".parse().unwrap()).unwrap();
+        assert!(!stale(77, "192.0.0.8:80"));
+    });
+}
+
+#[test]
 fn a_restart_adopts_maps_and_links_and_cleanup_leaves_nothing() {
     alone(|place| {
         let devices = make_devices();
@@ -218,10 +359,15 @@ fn a_restart_adopts_maps_and_links_and_cleanup_leaves_nothing() {
         assert_eq!(maps.slots(100, 3), [5, 5, 5]);
         assert_eq!(maps.slots(1_022, 9).len(), 2, "the table ends");
         assert_eq!(maps.backend(BackendIndex(5)).generation, 3);
-        drop((maps, kernel));
+        drop(maps);
+
+        let refused = cleanup::cleanup(place.bpffs()).unwrap_err();
+        assert!(matches!(refused, BpfError::InUse(_)), "{refused}");
+        assert_eq!(Pins::at(place.bpffs()).link_names().unwrap(), names);
+        drop(kernel);
 
         let removed = cleanup::cleanup(place.bpffs()).unwrap();
-        assert_eq!((removed.attachments, removed.maps), (13, 18));
+        assert_eq!((removed.attachments, removed.maps), (13, 26));
         assert!(!place.bpffs().join("lb").exists());
         assert_eq!(cleanup::cleanup(place.bpffs()).unwrap(), cleanup::Removed::default());
     });
@@ -478,9 +624,10 @@ fn the_command_line_reads_what_the_maps_hold() {
         assert_eq!(row.service.as_deref(), Some("default/web"));
         assert_eq!(row.backend.to_string(), "10.244.0.9:8080");
         assert_eq!((row.state.as_str(), row.translated_source), ("established", None));
+        assert_eq!(reader.flow_count().unwrap(), 1);
         assert_eq!(reader.drops().unwrap(), []);
 
-        let tables = FlowTables::open(&pins).unwrap();
+        let mut tables = FlowTables::open(&pins, SharedTraffic::open(&pins).unwrap()).unwrap();
         let pass = tables.expire().unwrap();
         assert_eq!((pass.v4.entries, pass.v4.removed, pass.v4.capacity), (2, 0, 512));
         for (key, flow) in [(key, flow), (translated.inverse(), reply)] {
@@ -498,4 +645,108 @@ fn a_bpffs_that_is_missing_is_named_with_the_remedy() {
     assert!(matches!(&error, BpfError::NoDirectory { source, .. }
         if source.kind() == io::ErrorKind::NotFound));
     assert!(error.to_string().contains("--bpffs /nowhere"), "{error}");
+}
+
+#[test]
+fn no_bpffs_is_mounted_where_it_would_end_with_a_container() {
+    alone(|place| {
+        let none = None::<&str>;
+        let directory = place.bpffs();
+        mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        mount(none, directory, none, MsFlags::MS_SHARED, none).unwrap();
+        // What a kubelet makes of a volume whose propagation is HostToContainer; the node's namespace
+        // stays while it is open.
+        let _node = File::open("/proc/thread-self/ns/mnt").unwrap();
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, directory, none, MsFlags::MS_SLAVE, none).unwrap();
+        let error = Pins::prepare(directory).unwrap_err();
+        assert!(matches!(error, BpfError::MountOfContainer(_)), "{error}");
+        mount(none, directory, none, MsFlags::MS_PRIVATE, none).unwrap();
+        Pins::prepare(directory).expect("mounted");
+        // Both mounts lie on it.
+        umount2(directory, MntFlags::MNT_DETACH).unwrap();
+    });
+}
+
+/// Memory of all pinned maps that are made with these capacities.
+fn memory(place: &Place, capacities: Capacities) -> u64 {
+    let kernel = Kernel::open(&Setup { capacities, ..place.setup() }).unwrap();
+    let maps = usage::CountedMaps::open(&Pins::at(place.bpffs())).unwrap().usage().unwrap();
+    drop(kernel);
+    cleanup::cleanup(place.bpffs()).unwrap();
+    maps.iter().map(|map| map.memory).sum()
+}
+
+#[test]
+fn maps_take_the_memory_that_the_operations_page_says() {
+    let page = include_str!("../../../docs/operations.md");
+    alone(move |place| {
+        // A power of two: the kernel rounds the buckets of hashes up to one.
+        const UNITS: u32 = 65_536;
+        let base = Capacities {
+            services: UNITS,
+            backends: UNITS,
+            slots: UNITS,
+            source_ranges: UNITS,
+            flows: UNITS,
+            traffic: UNITS,
+        };
+        let least = memory(place, base);
+        let twice = 2 * UNITS;
+        for (flag, capacities) in [
+            ("services", Capacities { services: twice, ..base }),
+            ("backends", Capacities { backends: twice, ..base }),
+            ("slots", Capacities { slots: twice, ..base }),
+            ("flows", Capacities { flows: twice, ..base }),
+        ] {
+            let row = page.lines().find(|line| line.starts_with(&format!("| `--max-{flag}` |")));
+            let said = row.unwrap().trim_matches(['|', ' ']).rsplit(' ').next().unwrap();
+            let said: f64 = said.parse().unwrap();
+            let measured = (memory(place, capacities) - least) as f64 / f64::from(UNITS);
+            assert!(
+                (said / measured - 1.0).abs() < 0.03,
+                "{flag}: {said} said, {measured} measured"
+            );
+        }
+        let row = page.lines().find(|line| line.starts_with("| `--max-traffic` |")).unwrap();
+        let words: Vec<f64> = row.split(' ').filter_map(|word| word.parse().ok()).collect();
+        let [_, entry, per_cpu] = words.as_slice() else { panic!("{row}") };
+        let said = entry + per_cpu * aya::util::nr_cpus().unwrap() as f64;
+        let more_traffic = memory(place, Capacities { traffic: twice, ..base });
+        let measured = (more_traffic - least) as f64 / f64::from(UNITS);
+        assert!((said / measured - 1.0).abs() < 0.03, "{said} said, {measured} measured");
+        let more_ranges = memory(place, Capacities { source_ranges: twice, ..base });
+        assert_eq!(more_ranges, least, "a trie takes memory as it is filled");
+        let others = least as f64 - f64::from(UNITS) * (248.0 + 32.0 + 8.0 + 301.0 + said);
+        let mebibytes = others / f64::from(1 << 20);
+        assert!((20.0..45.0).contains(&mebibytes), "{mebibytes} MiB without a flag");
+    });
+}
+
+#[test]
+fn what_hashes_hold_is_counted_whole() {
+    alone(|place| {
+        let kernel = Kernel::open(&place.setup()).unwrap();
+        let mut maps = kernel.maps().unwrap();
+        let usage = || usage::CountedMaps::open(&Pins::at(place.bpffs())).unwrap().usage().unwrap();
+        let empty = usage();
+        for index in 1..=50 {
+            let name = ServiceName { text: [b'x'; 152], ..bytemuck::Zeroable::zeroed() };
+            maps.set_name(ServiceIndex(index), &name).unwrap();
+            let address = Address::from(std::net::IpAddr::from([10, 0, 0, index as u8]));
+            maps.set_address(&address, 1).unwrap();
+        }
+        for port in 1..=50 {
+            maps.set_frontend(&FrontendKey { port: Be16::new(port), ..KEY() }, &VALUE).unwrap();
+        }
+        let counted = usage();
+        let of = |name: &str| counted.iter().find(|map| map.map == name).unwrap().entries;
+        assert_eq!((of("FRONTENDS"), of("DROPS"), of("SLOTS")), (Some(50), Some(0), None));
+        // As docs/operations.md says.
+        for (name, bytes) in [("NAMES", 224), ("FRONTENDS", 88), ("ADDRESSES", 80)] {
+            let memory =
+                |maps: &[usage::MapUsage]| maps.iter().find(|map| map.map == name).unwrap().memory;
+            assert_eq!((memory(&counted) - memory(&empty)) / 50, bytes, "{name}");
+        }
+    });
 }

@@ -57,6 +57,12 @@ impl<K: Pod> Trie<K> {
         }
     }
 
+    /// Whether a key is there that holds this one.
+    pub fn holds(&self, key: &K) -> io::Result<bool> {
+        // SAFETY: `open` has compared the sizes.
+        unsafe { sys::lookup::<K, u32>(self.map.as_fd(), key) }.map(|value| value.is_some())
+    }
+
     /// All keys. Not a snapshot: the walk begins anew behind a key that is removed meanwhile, so a key
     /// may come twice. One call for each: batches have cursors of another size than those of hashes.
     pub fn keys(&self) -> io::Result<Vec<K>> {

@@ -161,6 +161,15 @@ pub struct Slice {
     pub trigger_time: Option<std::time::SystemTime>,
 }
 
+/// A ServiceCIDR: ranges that ClusterIPs are taken from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// Its name; the namespace is empty.
+    pub name: ObjectName,
+    /// `spec.cidrs`, parsed and without host bits.
+    pub ranges: Vec<IpNet>,
+}
+
 /// Our own Node object, as far as it matters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
@@ -196,6 +205,8 @@ pub struct Snapshot {
     pub slices: BTreeMap<ObjectName, Slice>,
     /// Our own Node, once known.
     pub node: Option<Node>,
+    /// ServiceCIDRs by name; `None` while nobody has told whether there are any.
+    pub cidrs: Option<BTreeMap<ObjectName, ServiceCidr>>,
 }
 
 /// What changed since the last look: the unit of work between `cluster` and `plan`.
@@ -211,6 +222,13 @@ pub enum Change {
     SliceGone(ObjectName),
     /// Our Node changed; `None` when it was deleted.
     Node(Option<Node>),
+    /// A ServiceCIDR was added or changed.
+    Cidr(ServiceCidr),
+    /// A ServiceCIDR went away.
+    CidrGone(ObjectName),
+    /// A full list of ServiceCIDRs replaces what was known; empty where the cluster has none, or we may
+    /// not see them.
+    AllCidrs(Vec<ServiceCidr>),
     /// A full list of Services replaces what was known (first sync or relist).
     AllServices(Vec<Service>),
     /// A full list of slices replaces what was known.

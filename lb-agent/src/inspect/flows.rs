@@ -11,19 +11,21 @@ const WIDE_HEADER: [&str; 9] =
     ["PROTOCOL", "CLIENT", "FRONTEND", "BACKEND", "SEEN AS", "PATH", "STATE", "IDLE", "SERVICE"];
 
 /// The text to print for those of `rows` that `args` asks for, the busiest first.
-pub fn render(rows: Vec<FlowRow>, args: &FlowsArgs) -> Result<String, serde_json::Error> {
+pub fn render(rows: Vec<FlowRow>, args: &FlowsArgs) -> anyhow::Result<String> {
     let mut rows: Vec<_> = rows.into_iter().filter(|row| is_wanted(row, args)).collect();
     rows.sort_by_key(|row| (row.idle_seconds, row.source, row.frontend));
     match args.output {
         OutputFormat::Table => Ok(table::render(&HEADER, rows.iter().map(line))),
         OutputFormat::Wide => Ok(table::render(&WIDE_HEADER, rows.iter().map(wide_line))),
         OutputFormat::Json => table::json(&rows),
+        OutputFormat::Yaml => table::yaml(&rows),
     }
 }
 
 fn is_wanted(row: &FlowRow, args: &FlowsArgs) -> bool {
     let common = Common {
         service: args.service.clone(),
+        namespace: args.namespace.clone(),
         address: args.address,
         protocol: args.protocol.map(Into::into),
     };
@@ -32,6 +34,7 @@ fn is_wanted(row: &FlowRow, args: &FlowsArgs) -> bool {
     let ends = [Some(row.source), Some(row.frontend), Some(row.backend), row.translated_source];
     common.wants_service(namespace, name)
         && common.wants_protocol(row.protocol)
+        && args.state.is_none_or(|wanted| wanted.name() == row.state)
         && common.wants_address(ends.into_iter().flatten().map(|end| end.ip()))
 }
 
@@ -103,7 +106,7 @@ mod tests {
             backend: "[fd00::5]:53".parse().unwrap(),
             translated_source: None,
             path: FlowPath::Local,
-            state: "open".into(),
+            state: "answered".into(),
             idle_seconds: 0,
             service: None,
         };
@@ -116,7 +119,7 @@ mod tests {
             print(&[]),
             "PROTOCOL   CLIENT               FRONTEND               BACKEND           STATE         \
              IDLE\n\
-             UDP        [2001:db8::7]:5000   [2001:db8::10]:30053   [fd00::5]:53      open          \
+             UDP        [2001:db8::7]:5000   [2001:db8::10]:30053   [fd00::5]:53      answered      \
              0s\n\
              TCP        198.51.100.7:40000   192.168.1.10:30080     10.244.1.5:8080   established   \
              2m5s\n"
@@ -137,6 +140,10 @@ mod tests {
             (&["--service", "web"][..], 1),
             (&["--service", "default/web"], 1),
             (&["--service", "dns"], 0),
+            (&["--namespace", "default"], 1),
+            (&["--namespace", "kube-system"], 0),
+            (&["--state", "answered"], 1),
+            (&["--state", "closing"], 0),
             (&["--protocol", "udp"], 1),
             (&["--address", "10.244.1.5"], 1),
             (&["--address", "2001:db8::10"], 1),

@@ -2,8 +2,13 @@
 //!
 //! Rows come from `bpf`; this module filters and renders them and never opens a map itself.
 
+pub mod backends;
 pub mod flows;
+pub mod monitor;
+pub mod reasons;
 pub mod rows;
 pub mod services;
+pub mod status;
+pub mod trace;
 
-mod table;
+pub(crate) mod table;

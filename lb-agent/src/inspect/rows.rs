@@ -1,8 +1,10 @@
 //! What a printed line says. The fields' names are those of the JSON output: they are an interface.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use lb_common::abi::Traffic;
 use serde::{Serialize, Serializer};
 
 use crate::cluster::snapshot::{IpFamily, Protocol};
@@ -27,6 +29,10 @@ pub struct ServiceRow {
     pub frontends: Vec<FrontendRow>,
     /// Where it leads.
     pub backends: Vec<BackendRow>,
+    /// What went to all of its endpoints, those that have left included.
+    pub traffic: TrafficRow,
+    /// Packets and connections that were not served, by the reasons' labels.
+    pub drops: BTreeMap<&'static str, u64>,
     /// How it chooses.
     pub policy: PolicyRow,
 }
@@ -52,8 +58,64 @@ pub struct BackendRow {
     pub port: u16,
     /// Runs on this node.
     pub local: bool,
-    /// New connections may be sent to it; false for one that only serves those it has.
+    /// It is in a list that new connections are sent to; false for one that only serves those it has.
+    /// A terminating endpoint is in a list when the Service has no other.
     pub active: bool,
+    /// What went there.
+    pub traffic: TrafficRow,
+}
+
+/// One backend, with the Service port that it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackendOfService {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+    /// Name of the port, may be empty.
+    pub port_name: String,
+    /// Transport protocol.
+    #[serde(serialize_with = "serialize_protocol")]
+    pub protocol: Protocol,
+    /// IP family.
+    #[serde(serialize_with = "serialize_family")]
+    pub family: IpFamily,
+    /// The backend itself.
+    #[serde(flatten)]
+    pub backend: BackendRow,
+}
+
+/// Counters of a Service port or of one backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TrafficRow {
+    /// Times that an endpoint was chosen, at sockets and by packet.
+    pub connections: u64,
+    /// Those of them that were translated at their socket: their packets pass no program.
+    pub socket_connections: u64,
+    /// Packets to the endpoint; `None` when there was never one to count.
+    pub packets_to: Option<u64>,
+    /// Packets from the endpoint, likewise.
+    pub packets_from: Option<u64>,
+    /// Bytes to the endpoint, IP headers included, likewise.
+    pub bytes_to: Option<u64>,
+    /// Bytes from the endpoint, likewise.
+    pub bytes_from: Option<u64>,
+}
+
+impl From<Traffic> for TrafficRow {
+    fn from(traffic: Traffic) -> Self {
+        let Traffic { sockets, flows, packets_to, packets_from, bytes_to, bytes_from } = traffic;
+        let by_packet = flows != 0 || packets_to != 0 || packets_from != 0;
+        let counted = |count| by_packet.then_some(count);
+        Self {
+            connections: sockets.wrapping_add(flows),
+            socket_connections: sockets,
+            packets_to: counted(packets_to),
+            packets_from: counted(packets_from),
+            bytes_to: counted(bytes_to),
+            bytes_from: counted(bytes_from),
+        }
+    }
 }
 
 /// How a Service chooses among its backends.

@@ -2,17 +2,18 @@
 
 use super::rows::{PolicyRow, ServiceRow, family_name, kind_name, protocol_name};
 use super::table::{self, Common};
-use crate::args::{OutputFormat, ServicesArgs};
+use crate::args::{OutputFormat, ServiceFilter, ServicesArgs};
 
-const HEADER: [&str; 6] = ["NAMESPACE", "NAME", "PORT", "PROTOCOL", "FRONTENDS", "BACKENDS"];
+const HEADER: [&str; 7] =
+    ["NAMESPACE", "NAME", "PORT", "PROTOCOL", "FRONTENDS", "BACKENDS", "CONNECTIONS"];
 const WIDE_HEADER: [&str; 8] =
     ["NAMESPACE", "NAME", "PORT", "PROTOCOL", "FAMILY", "FRONTENDS", "BACKENDS", "POLICY"];
 /// As many endpoints as `kubectl get endpoints` shows before it counts the rest.
 const SHOWN: usize = 3;
 
 /// The text to print for those of `rows` that `args` asks for.
-pub fn render(rows: Vec<ServiceRow>, args: &ServicesArgs) -> Result<String, serde_json::Error> {
-    let mut rows: Vec<_> = rows.into_iter().filter(|row| is_wanted(row, args)).collect();
+pub fn render(rows: Vec<ServiceRow>, args: &ServicesArgs) -> anyhow::Result<String> {
+    let mut rows = wanted(rows, &args.filter);
     rows.sort_by(|a, b| {
         let key = |row: &ServiceRow| {
             (
@@ -27,23 +28,31 @@ pub fn render(rows: Vec<ServiceRow>, args: &ServicesArgs) -> Result<String, serd
     });
     match args.output {
         OutputFormat::Table => Ok(table::render(&HEADER, rows.iter().map(line))),
-        OutputFormat::Wide => Ok(table::render(&WIDE_HEADER, rows.iter().map(wide_line))),
+        OutputFormat::Wide => Ok(table::render(
+            &[&WIDE_HEADER[..], &table::COUNTERS, &["DROPS"]].concat(),
+            rows.iter().map(wide_line),
+        )),
         OutputFormat::Json => table::json(&rows),
+        OutputFormat::Yaml => table::yaml(&rows),
     }
 }
 
-fn is_wanted(row: &ServiceRow, args: &ServicesArgs) -> bool {
+/// Those of `rows` that `filter` asks for.
+pub fn wanted(rows: Vec<ServiceRow>, filter: &ServiceFilter) -> Vec<ServiceRow> {
     let common = Common {
-        service: args.service.clone(),
-        address: args.address,
-        protocol: args.protocol.map(Into::into),
+        service: filter.service.clone(),
+        namespace: filter.namespace.clone(),
+        address: filter.address,
+        protocol: filter.protocol.map(Into::into),
     };
-    let frontends = row.frontends.iter().map(|frontend| frontend.address);
-    let backends = row.backends.iter().map(|backend| backend.address);
-    args.namespace.as_deref().is_none_or(|wanted| wanted == row.namespace)
-        && common.wants_service(&row.namespace, &row.name)
-        && common.wants_protocol(row.protocol)
-        && common.wants_address(frontends.chain(backends))
+    let is_wanted = |row: &ServiceRow| {
+        let frontends = row.frontends.iter().map(|frontend| frontend.address);
+        let backends = row.backends.iter().map(|backend| backend.address);
+        common.wants_service(&row.namespace, &row.name)
+            && common.wants_protocol(row.protocol)
+            && common.wants_address(frontends.chain(backends))
+    };
+    rows.into_iter().filter(is_wanted).collect()
 }
 
 fn line(row: &ServiceRow) -> Vec<String> {
@@ -54,11 +63,12 @@ fn line(row: &ServiceRow) -> Vec<String> {
         protocol_name(row.protocol).into(),
         frontends(row, false),
         backends(row, SHOWN),
+        row.traffic.connections.to_string(),
     ]
 }
 
 fn wide_line(row: &ServiceRow) -> Vec<String> {
-    vec![
+    let mut line = vec![
         row.namespace.clone(),
         row.name.clone(),
         table::or_dash(row.port_name.clone()),
@@ -67,10 +77,14 @@ fn wide_line(row: &ServiceRow) -> Vec<String> {
         frontends(row, true),
         backends(row, usize::MAX),
         policy(&row.policy),
-    ]
+    ];
+    line.extend(table::counters(&row.traffic));
+    line.push(row.drops.values().sum::<u64>().to_string());
+    line
 }
 
-fn frontends(row: &ServiceRow, with_kind: bool) -> String {
+/// Where it answers.
+pub fn frontends(row: &ServiceRow, with_kind: bool) -> String {
     let texts = row.frontends.iter().map(|frontend| {
         let endpoint = table::endpoint(frontend.address, frontend.port);
         if with_kind { format!("{endpoint}({})", kind_name(frontend.kind)) } else { endpoint }
@@ -96,7 +110,8 @@ fn backends(row: &ServiceRow, shown: usize) -> String {
     if text.is_empty() { "<none>".into() } else { text }
 }
 
-fn policy(policy: &PolicyRow) -> String {
+/// What differs from the default.
+pub fn policy(policy: &PolicyRow) -> String {
     let mut words = Vec::new();
     if policy.internal_local {
         words.push("internal=Local".to_owned());
@@ -118,12 +133,15 @@ fn policy(policy: &PolicyRow) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use clap::Parser;
+    use lb_common::abi::Traffic;
 
     use super::*;
     use crate::args::{Args, Command};
     use crate::cluster::snapshot::{IpFamily, Protocol};
-    use crate::inspect::rows::{BackendRow, FrontendRow};
+    use crate::inspect::rows::{BackendRow, FrontendRow, TrafficRow};
     use crate::plan::desired::FrontendKind;
 
     fn print(flags: &[&str]) -> String {
@@ -144,6 +162,7 @@ mod tests {
             port: 8080,
             local: last == 1,
             active: last != 2,
+            traffic: TrafficRow::default(),
         };
         vec![
             ServiceRow {
@@ -157,6 +176,8 @@ mod tests {
                     frontend("0.0.0.0", 30080, FrontendKind::NodePort),
                 ],
                 backends: (1..=5).map(backend).collect(),
+                traffic: Traffic { sockets: 7, ..Traffic::default() }.into(),
+                drops: [("no_endpoints", 4), ("source_range", 2)].into(),
                 policy: PolicyRow {
                     external_local: true,
                     affinity_timeout: Some(125),
@@ -174,6 +195,9 @@ mod tests {
                 family: IpFamily::V6,
                 frontends: vec![frontend("fd00:96::a", 53, FrontendKind::ClusterIp)],
                 backends: Vec::new(),
+                traffic: Traffic { sockets: 1, flows: 2, packets_to: 3, ..Traffic::default() }
+                    .into(),
+                drops: BTreeMap::new(),
                 policy: PolicyRow { source_ranges: Some(Vec::new()), ..PolicyRow::default() },
             },
         ]
@@ -183,10 +207,12 @@ mod tests {
     fn the_table_is_sorted_and_counts_what_it_does_not_show() {
         assert_eq!(
             print(&[]),
-            "NAMESPACE   NAME   PORT   PROTOCOL   FRONTENDS               BACKENDS\n\
-             default     dns    -      UDP        [fd00:96::a]:53         <none>\n\
+            "NAMESPACE   NAME   PORT   PROTOCOL   FRONTENDS               \
+             BACKENDS                                                        CONNECTIONS\n\
+             default     dns    -      UDP        [fd00:96::a]:53         \
+             <none>                                                          3\n\
              default     web    http   TCP        10.96.0.10:80,*:30080   \
-             10.244.0.1:8080@,10.244.0.2:8080~,10.244.0.3:8080 + 2 more...\n"
+             10.244.0.1:8080@,10.244.0.2:8080~,10.244.0.3:8080 + 2 more...   7\n"
         );
     }
 
@@ -201,6 +227,10 @@ mod tests {
             assert!(text.contains(expected), "{expected} in {text}");
         }
         assert!(print(&["-o", "wide", "dns"]).contains("sources=none"), "nobody is admitted");
+        assert!(
+            text.lines().all(|line| line.ends_with("DROPS") || line.ends_with("   6")),
+            "{text}"
+        );
     }
 
     #[test]
@@ -228,6 +258,13 @@ mod tests {
         assert_eq!(value[1]["frontends"][1]["kind"], "NodePort");
         assert_eq!(value[1]["backends"][0]["local"], true);
         assert_eq!(value[1]["policy"]["affinity_timeout"], 125);
+        assert_eq!(value[1]["drops"]["no_endpoints"], 4);
+        assert_eq!(value[0]["traffic"]["connections"], 3);
+        assert_eq!(value[0]["traffic"]["packets_from"], 0);
+        assert_eq!(value[1]["traffic"]["socket_connections"], 7);
+        assert!(value[1]["traffic"]["packets_to"].is_null(), "sockets alone: nothing to count");
+        let yaml: serde_json::Value = serde_yaml_ng::from_str(&print(&["-o", "yaml"])).unwrap();
+        assert_eq!(yaml, value);
         assert_eq!(value[1]["policy"]["source_ranges"][1], "192.0.2.7/32");
         assert_eq!(print(&["-o", "json", "absent"]), "[]\n");
     }

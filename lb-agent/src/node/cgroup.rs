@@ -3,8 +3,11 @@
 //! Its place differs between distributions (/sys/fs/cgroup, /sys/fs/cgroup/unified, a bind mount in
 //! a container): the mount table knows it, so it is never assumed.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::fs::DirEntry;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -56,6 +59,24 @@ pub fn cgroup_root(asked: Option<&Path>) -> Result<PathBuf, CgroupError> {
             cgroup2_mount(&table()?, path).ok_or_else(|| CgroupError::NotCgroup2(path.to_owned()))
         }
     }
+}
+
+/// The directory of the cgroup with this id, which is the number of its inode; `None` when it can't be
+/// seen from here.
+pub fn directory(id: u64) -> Option<PathBuf> {
+    let root = cgroup2_mount(&std::fs::read(MOUNT_TABLE).ok()?, Path::new("/"))?;
+    let mut candidates = VecDeque::from([root]);
+    // The nearest to the root first: agents are given one of the first levels.
+    while let Some(path) = candidates.pop_front() {
+        if std::fs::metadata(&path).ok().is_some_and(|metadata| metadata.ino() == id) {
+            return Some(path);
+        }
+        // Pods come and go meanwhile.
+        let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+        let is_directory = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        candidates.extend(entries.filter(is_directory).map(|entry| entry.path()));
+    }
+    None
 }
 
 /// Of the mounts at or below `above`, picks one of the whole hierarchy before one of a part of it; of
@@ -148,6 +169,18 @@ mod tests {
             let found = cgroup2_mount(table.as_bytes(), Path::new(above));
             assert_eq!(found, expected.map(PathBuf::from), "{above}");
         }
+    }
+
+    #[test]
+    fn a_cgroup_is_found_by_its_id() {
+        // Needs a cgroup2 mount, as the agent does, but no rights on it.
+        let root = cgroup_root(None).unwrap();
+        let child = std::fs::read_dir(&root).unwrap().flatten().map(|entry| entry.path());
+        for expected in child.filter(|path| path.is_dir()).take(1).chain([root.clone()]) {
+            let id = std::fs::metadata(&expected).unwrap().ino();
+            assert_eq!(directory(id), Some(expected));
+        }
+        assert_eq!(directory(u64::MAX), None);
     }
 
     #[test]

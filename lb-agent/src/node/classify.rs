@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::facts::{ClientAddresses, Device, NodeFacts};
+use super::facts::{ClientAddresses, Device, NodeFacts, Role};
 use super::observe::{Address, Link, Observed};
 use crate::cluster::snapshot::IpFamily;
-use crate::config::{DeviceSelection, NodePortAddresses};
+use crate::config::{DeviceSelection, NodePortAddresses, PodDevices};
 
 /// Kinds of devices (`IFLA_INFO_KIND`) that carry the traffic of other nodes inside packets.
 ///
@@ -30,6 +30,9 @@ const OVERLAY_KINDS: [&str; 14] = [
     "xfrm",
 ];
 
+/// Kinds of devices that container runtimes put one end of into a pod.
+const PAIR_KINDS: [&str; 2] = ["veth", "netkit"];
+
 /// kube-proxy's IPVS mode binds every Service address to this device and leaves it behind; they are
 /// not the node's own (kube-proxy leaves them out of its NodePort addresses, too).
 const IPVS_DEVICE: &str = "kube-ipvs0";
@@ -39,6 +42,8 @@ const IPVS_DEVICE: &str = "kube-ipvs0";
 pub struct Selection {
     /// `--devices`.
     pub devices: DeviceSelection,
+    /// `--pod-devices`.
+    pub pod_devices: PodDevices,
     /// `--nodeport-addresses`.
     pub nodeport_addresses: NodePortAddresses,
 }
@@ -53,12 +58,11 @@ pub fn node_facts(
     let view = View { observed, node_addresses };
     NodeFacts {
         addresses: view.addresses(&selection.nodeport_addresses),
-        devices: observed
-            .links
-            .values()
-            .filter(|link| view.is_external(link, &selection.devices))
-            .map(|link| (link.index, view.device(link)))
-            .collect(),
+        devices: view.devices(Role::External, |link| view.is_external(link, &selection.devices)),
+        pod_devices: view.devices(Role::Pod, |link| {
+            !view.is_external(link, &selection.devices)
+                && leads_to_a_pod(link, &selection.pod_devices)
+        }),
         own: by_family(|family| view.primary(family)),
     }
 }
@@ -68,7 +72,21 @@ struct View<'a> {
     node_addresses: &'a [IpAddr],
 }
 
+/// Whether packets of a pod come in through this device.
+fn leads_to_a_pod(link: &Link, selection: &PodDevices) -> bool {
+    let is_meant = match selection {
+        PodDevices::Pairs => link.peer_elsewhere && PAIR_KINDS.contains(&link.kind.as_str()),
+        PodDevices::Named(patterns) => patterns.iter().any(|pattern| pattern.matches(&link.name)),
+    };
+    is_meant && link.up && link.ethernet && !link.loopback
+}
+
 impl View<'_> {
+    fn devices(&self, role: Role, is_meant: impl Fn(&Link) -> bool) -> BTreeMap<u32, Device> {
+        let links = self.observed.links.values().filter(|link| is_meant(link));
+        links.map(|link| (link.index, self.device(link, role))).collect()
+    }
+
     fn is_external(&self, link: &Link, selection: &DeviceSelection) -> bool {
         match selection {
             DeviceSelection::Named(patterns) => {
@@ -95,10 +113,11 @@ impl View<'_> {
         master.is_some_and(|master| master.kind != "vrf")
     }
 
-    fn device(&self, link: &Link) -> Device {
+    fn device(&self, link: &Link, role: Role) -> Device {
         let source = |family| self.source(link, family).or_else(|| self.primary(family));
         let ClientAddresses { address4, address6 } = by_family(source);
         Device {
+            role,
             name: link.name.clone(),
             index: link.index,
             kind: link.kind.clone(),
@@ -240,6 +259,7 @@ mod tests {
             up: true,
             loopback: name == "lo",
             master: None,
+            peer_elsewhere: false,
         }
     }
 
@@ -267,7 +287,7 @@ mod tests {
             link(2, "eth0", ""),
             link(3, "flannel.1", "vxlan"),
             link(4, "cni0", "bridge"),
-            Link { master: Some(4), ..link(5, "veth1234", "veth") },
+            Link { master: Some(4), peer_elsewhere: true, ..link(5, "veth1234", "veth") },
             Link { up: false, ..link(6, "tunl0", "ipip") },
         ] {
             node.links.insert(link.index, link);
@@ -304,6 +324,27 @@ mod tests {
     #[test]
     fn devices_of_default_routes_and_overlays_that_are_up_are_external() {
         assert_eq!(names(&facts(&node())), ["eth0", "flannel.1"]);
+    }
+
+    #[test]
+    fn devices_whose_other_end_is_elsewhere_lead_to_pods_unless_they_are_external() {
+        let mut node = node();
+        node.links.insert(7, link(7, "veth-here", "veth"));
+        node.links.insert(8, Link { peer_elsewhere: true, ..link(8, "macvlan0", "macvlan") });
+        node.links.insert(9, Link { peer_elsewhere: true, up: false, ..link(9, "veth9", "veth") });
+        node.links.insert(10, link(10, "tap0", "tun"));
+        let of = |selection: &Selection, node: &Observed| -> Vec<String> {
+            let facts = node_facts(node, selection, &[]);
+            facts.pod_devices.into_values().map(|device| device.name).collect()
+        };
+        assert_eq!(of(&Selection::default(), &node), ["veth1234"]);
+        let named = vec![DevicePattern::Prefix("tap".into()), DevicePattern::Name("eth0".into())];
+        let named = Selection { pod_devices: PodDevices::Named(named), ..Selection::default() };
+        assert_eq!(of(&named, &node), ["tap0"]);
+        // A node that is a container itself.
+        let eth0 = Link { peer_elsewhere: true, ..link(2, "eth0", "veth") };
+        node.links.insert(2, eth0);
+        assert_eq!(of(&Selection::default(), &node), ["veth1234"]);
     }
 
     #[test]

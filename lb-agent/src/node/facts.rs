@@ -3,9 +3,30 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A device on which packets enter from outside or from other nodes (uplinks and overlays).
+/// Who is at the other end of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Clients outside and other nodes: an uplink or an overlay.
+    External,
+    /// A pod of this node.
+    Pod,
+}
+
+impl Role {
+    /// As metrics and people name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::External => "external",
+            Self::Pod => "pod",
+        }
+    }
+}
+
+/// A device that packets are translated on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
+    /// Who is at its other end.
+    pub role: Role,
     /// Interface name.
     pub name: String,
     /// Interface index.
@@ -39,6 +60,8 @@ pub struct NodeFacts {
     pub addresses: BTreeMap<IpAddr, bool>,
     /// External devices by index.
     pub devices: BTreeMap<u32, Device>,
+    /// The node's ends of the devices of its pods, by index.
+    pub pod_devices: BTreeMap<u32, Device>,
     /// The addresses that stand for the node.
     pub own: ClientAddresses,
 }

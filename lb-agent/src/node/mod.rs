@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod observe;
 pub mod pods;
 pub mod ports;
+pub mod route;
 
 #[cfg(test)]
 mod observe_tests;

@@ -48,6 +48,8 @@ pub struct Link {
     pub loopback: bool,
     /// Bridge, bond, VRF or switch that it belongs to.
     pub master: Option<u32>,
+    /// Its other end is in another network namespace (`IFLA_LINK_NETNSID`).
+    pub peer_elsewhere: bool,
 }
 
 /// An address of a device.
@@ -256,6 +258,7 @@ fn link_of(message: &LinkMessage) -> Link {
         up: message.header.flags.contains(LinkFlags::Up),
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         master: None,
+        peer_elsewhere: false,
     };
     for attribute in &message.attributes {
         if let LinkAttribute::IfName(name) = attribute {
@@ -264,6 +267,8 @@ fn link_of(message: &LinkMessage) -> Link {
             link.mtu = *mtu;
         } else if let LinkAttribute::Controller(index) = attribute {
             link.master = Some(*index);
+        } else if let LinkAttribute::LinkNetNsId(_) = attribute {
+            link.peer_elsewhere = true;
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
             for info in infos {
                 if let LinkInfo::Kind(kind) = info {

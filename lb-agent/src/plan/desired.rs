@@ -1,6 +1,6 @@
 //! What the datapath should hold: the output of `plan`, the input of `tables`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
@@ -192,6 +192,9 @@ pub struct Desired {
     pub frontends: BTreeMap<FrontendAddress, (ServicePortKey, FrontendKind)>,
     /// Services that load balancers ask this node about.
     pub health_checks: BTreeMap<ObjectName, HealthCheck>,
+    /// Ranges that ClusterIPs are taken from, without host bits; `None` while nobody has told, and then the
+    /// datapath keeps those that it has.
+    pub ranges: Option<BTreeSet<IpNet>>,
     /// Disputes and what else could not be honoured, with the objects' names.
     pub problems: Vec<Problem>,
 }
@@ -229,6 +232,9 @@ impl Desired {
                 }
             }
         }
+        if let Some(ranges) = delta.ranges {
+            self.ranges = Some(ranges);
+        }
         if let Some(problems) = delta.problems {
             self.problems = problems;
         }
@@ -246,8 +252,17 @@ pub struct Delta {
     pub frontends: BTreeMap<FrontendAddress, Option<(ServicePortKey, FrontendKind)>>,
     /// Health checks with a new port or count; `None` for those that are gone. Not for the datapath.
     pub health_checks: BTreeMap<ObjectName, Option<HealthCheck>>,
+    /// All ranges that ClusterIPs are taken from, when they changed.
+    pub ranges: Option<BTreeSet<IpNet>>,
     /// Problems that appeared or went away are recomputed whole when anything changed them.
     pub problems: Option<Vec<Problem>>,
+}
+
+impl Delta {
+    /// Whether the datapath stays as it is.
+    pub fn is_nothing_to_write(&self) -> bool {
+        self.ports.is_empty() && self.frontends.is_empty() && self.ranges.is_none()
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Pure planning: cluster values to the desired datapath.
 //!
 //! Decides which endpoints each Service port uses (`endpoints`), on which addresses it answers
-//! (`service`), who holds an address that several claim (`claims`), and what load balancers are told
-//! of this node (`health`). [`plan`] computes the whole from a [`Snapshot`]; [`Planner`] keeps it up
+//! (`service`), who holds an address that several claim (`claims`), which ranges are the cluster's
+//! (`ranges`), and what load balancers are told of this node (`health`). [`plan`] computes the whole from a [`Snapshot`]; [`Planner`] keeps it up
 //! to date at the cost of what changed, and ends in the same state. Knows neither Kubernetes types
 //! nor maps, and does no I/O.
 
@@ -11,9 +11,11 @@ pub mod desired;
 mod endpoints;
 mod health;
 mod planner;
+mod ranges;
 mod service;
 
 pub use planner::Planner;
+pub use ranges::RANGES_MAX;
 pub use service::plan_service;
 
 use std::collections::BTreeMap;
@@ -72,6 +74,11 @@ pub fn plan(snapshot: &Snapshot, node_name: &str) -> Desired {
     claims.settle_all();
     desired.frontends = claims.holders();
     desired.problems = claims.problems();
+    if let Some(cidrs) = &snapshot.cidrs {
+        let (ranges, problems) = ranges::ranges(cidrs);
+        desired.ranges = Some(ranges);
+        desired.problems.extend(problems);
+    }
     desired
 }
 

@@ -13,9 +13,11 @@ use super::desired::{
     Delta, Desired, FrontendAddress, HealthCheck, ServicePortKey, ServicePortPlan,
 };
 use super::health::health_check;
-use super::{PlanContext, plan_service};
+use super::{PlanContext, plan_service, ranges};
 use crate::cluster::name::Name;
-use crate::cluster::snapshot::{Change, IpFamily, ObjectName, Protocol, Service, Slice, Snapshot};
+use crate::cluster::snapshot::{
+    Change, IpFamily, ObjectName, Problem, Protocol, Service, Slice, Snapshot,
+};
 
 /// Owns what is known of the cluster and what follows from it for this node.
 #[derive(Clone, Debug)]
@@ -25,6 +27,10 @@ pub struct Planner {
     /// Service and name of every slice; also of Services that don't exist (yet).
     slices_of: BTreeSet<(ObjectName, ObjectName)>,
     claims: Claims,
+    /// What is wrong with ServiceCIDRs.
+    range_problems: Vec<Problem>,
+    /// ServiceCIDRs changed since the last delta.
+    cidrs_changed: bool,
     desired: Desired,
     services_listed: bool,
     slices_listed: bool,
@@ -40,6 +46,8 @@ impl Planner {
             snapshot: Snapshot::default(),
             slices_of: BTreeSet::new(),
             claims: Claims::default(),
+            range_problems: Vec::new(),
+            cidrs_changed: false,
             desired: Desired::default(),
             services_listed: false,
             slices_listed: false,
@@ -84,7 +92,11 @@ impl Planner {
         for name in &dirty {
             self.replan(name, &mut effect);
         }
-        self.settle(effect)
+        let mut delta = self.settle(effect);
+        if std::mem::take(&mut self.cidrs_changed) {
+            self.replan_ranges(&mut delta);
+        }
+        delta
     }
 
     /// Brings the snapshot up to date, and notes the Services whose plan may differ.
@@ -111,6 +123,20 @@ impl Planner {
                 self.slices_of =
                     names.map(|slice| (slice.service.clone(), slice.name.clone())).collect();
                 self.slices_listed = true;
+            }
+            Change::Cidr(cidr) => {
+                let cidrs = self.snapshot.cidrs.get_or_insert_default();
+                cidrs.insert(cidr.name.clone(), cidr);
+                self.cidrs_changed = true;
+            }
+            Change::CidrGone(name) => {
+                self.snapshot.cidrs.get_or_insert_default().remove(&name);
+                self.cidrs_changed = true;
+            }
+            Change::AllCidrs(cidrs) => {
+                let listed = cidrs.into_iter().map(|one| (one.name.clone(), one)).collect();
+                self.snapshot.cidrs = Some(listed);
+                self.cidrs_changed = true;
             }
             Change::Problems { .. } => {}
         }
@@ -185,6 +211,25 @@ impl Planner {
         }
     }
 
+    /// There are one or two ServiceCIDRs: they are always planned whole.
+    fn replan_ranges(&mut self, delta: &mut Delta) {
+        let (ranges, problems) = ranges::ranges(self.snapshot.cidrs.get_or_insert_default());
+        if self.desired.ranges.as_ref() != Some(&ranges) {
+            self.desired.ranges = Some(ranges.clone());
+            delta.ranges = Some(ranges);
+        }
+        if self.range_problems != problems {
+            self.range_problems = problems;
+            self.note_problems(delta);
+        }
+    }
+
+    fn note_problems(&mut self, delta: &mut Delta) {
+        self.desired.problems = self.claims.problems();
+        self.desired.problems.extend(self.range_problems.iter().cloned());
+        delta.problems = Some(self.desired.problems.clone());
+    }
+
     fn replace_check(&mut self, name: &ObjectName, new: Option<HealthCheck>, delta: &mut Delta) {
         let old = match new {
             Some(check) => self.desired.health_checks.insert(name.clone(), check),
@@ -218,8 +263,7 @@ impl Planner {
             delta.frontends.insert(address, holder);
         }
         if disputes_differ {
-            self.desired.problems = self.claims.problems();
-            delta.problems = Some(self.desired.problems.clone());
+            self.note_problems(&mut delta);
         }
         delta
     }

@@ -261,6 +261,7 @@ impl<D: Datapath> Control<D> {
             && (is_whole || self.facts.as_ref() != Some(&facts))
         {
             self.datapath.set_node(&facts)?;
+            self.gauges_are_old = true;
             self.reports.node_facts(&facts);
             self.facts = Some(facts);
         }
@@ -269,7 +270,7 @@ impl<D: Datapath> Control<D> {
             self.written = Written::UpToDate;
             self.heap_is_slack = true;
             Ok(Wrote::All(report))
-        } else if delta.ports.is_empty() && delta.frontends.is_empty() {
+        } else if delta.is_nothing_to_write() {
             Ok(Wrote::Nothing)
         } else {
             Ok(Wrote::Delta(self.datapath.apply(delta)?))
@@ -315,6 +316,7 @@ impl<D: Datapath> Control<D> {
             Written::UpToDate => FIRST_BACKOFF,
         };
         self.reports.failed(error, backoff);
+        self.reports.attachments(self.datapath.attachments());
         self.written = Written::Nothing { backoff: (backoff * 2).min(LONGEST_BACKOFF) };
         self.pace.failed(Instant::now(), backoff);
         self.pending.is_due = true;
@@ -340,6 +342,7 @@ impl<D: Datapath> Control<D> {
             let services = self.planner.snapshot().services.len();
             let objects = Objects { services, slices, ..count(self.planner.desired()) };
             self.reports.gauges(&objects, &self.datapath.fill());
+            self.reports.attachments(self.datapath.attachments());
         }
     }
 }

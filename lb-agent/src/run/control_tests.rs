@@ -188,6 +188,7 @@ impl Bench {
 fn network(address: &str) -> Observed {
     let mut observed = Observed::default();
     let link = Link {
+        peer_elsewhere: false,
         index: 2,
         name: "eth0".into(),
         kind: String::new(),

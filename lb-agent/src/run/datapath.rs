@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::args::XdpMode;
+use crate::args::{PodPath, Switch, XdpMode};
+use crate::cluster::snapshot::IpFamily;
 use crate::config::Capacities;
 use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::plan::desired::{Delta, Desired, ServicePortKey};
 use crate::serve::collect::KernelCounters;
-use crate::serve::metrics::MapFill;
+use crate::serve::metrics::{FlowUse, MapFill};
+use crate::serve::status::Attachment;
 
 /// What the kernel's side is told once, when it is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,10 @@ pub struct Setup {
     pub netns_cookie: u64,
     /// Where XDP is used.
     pub xdp: XdpMode,
+    /// Where pods are translated.
+    pub pod_path: PodPath,
+    /// Whether traffic of endpoints is counted.
+    pub traffic_counters: Switch,
     /// Source ports for SNAT, host byte order.
     pub snat_ports: RangeInclusive<u16>,
     /// Address ranges of the cluster's pods, at most one per family.
@@ -66,6 +72,11 @@ pub trait Datapath {
 
     /// How full the maps are.
     fn fill(&self) -> Vec<MapFill>;
+
+    /// What is attached to devices, and what could not be.
+    fn attachments(&self) -> Vec<Attachment> {
+        Vec::new()
+    }
 }
 
 /// The flow tables' side: looking through a million flows takes longer than a changed endpoint may
@@ -74,8 +85,17 @@ pub trait FlowExpiry: Send + 'static {
     /// What goes wrong as a whole; the next try may succeed.
     type Error: std::error::Error + Send + 'static;
 
-    /// Removes flows that have ended; tells how full the tables are after that.
-    fn expire(&mut self) -> Result<Vec<MapFill>, Self::Error>;
+    /// Removes flows that have ended; tells what there is after that.
+    fn expire(&mut self) -> Result<Expiry, Self::Error>;
+}
+
+/// What a look through the flows found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expiry {
+    /// How full the maps are that programs write, and those that nobody else counts.
+    pub fill: Vec<MapFill>,
+    /// Flows by family.
+    pub flows: Vec<(IpFamily, FlowUse)>,
 }
 
 /// What the socket hooks remember of connected UDP sockets, for a thread of its own.
@@ -84,7 +104,8 @@ pub trait Translations: Send + 'static {
     type Error: std::error::Error + 'static;
 
     /// Whether the hooks led the socket with this cookie to `backend`, and that endpoint has left the
-    /// Service since. A socket that was connected to the endpoint itself is none of theirs.
+    /// Service since; or led it to nobody, because its packets were to be dropped, and wouldn't any more.
+    /// A socket that was connected to the endpoint itself is none of theirs.
     fn is_stale(&self, cookie: u64, backend: SocketAddr) -> Result<bool, Self::Error>;
 
     /// The socket is not connected to `backend` any more.
@@ -109,8 +130,8 @@ pub struct ApplyReport {
     /// *All* Service ports that are not, or not wholly, in the datapath now, whichever call left
     /// them out. The others are unaffected.
     pub unfit: Vec<Unfit>,
-    /// Endpoints have left UDP Service ports, or may have: sockets that are connected to them have to
-    /// be ended.
+    /// Endpoints have left UDP Service ports, or may have, or what was dropped in silence is served:
+    /// sockets that are connected to what was there before have to be ended.
     pub udp_endpoints_left: bool,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 
-use super::datapath::FlowExpiry;
+use super::datapath::{Expiry, FlowExpiry};
 use crate::serve::metrics::Metrics;
 
 /// Short against the shortest timeout of a flow, a minute.
@@ -30,11 +30,12 @@ pub async fn expire<F: FlowExpiry>(mut flows: F, metrics: Metrics) {
             }
         };
         match result {
-            Ok(fill) => {
+            Ok(Expiry { fill, flows }) => {
                 if std::mem::take(&mut has_failed) {
                     info!("ended flows are removed again");
                 }
                 metrics.set_fill(&fill);
+                metrics.set_flows(&flows);
             }
             Err(error) if has_failed => debug!(%error, "ended flows still can't be removed"),
             Err(error) => {

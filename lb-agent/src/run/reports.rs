@@ -18,6 +18,7 @@ use crate::plan::desired::{Delta, Desired, ServicePortKey};
 use crate::serve::health::Health;
 use crate::serve::metrics::{MapFill, Metrics, Objects, Scope};
 use crate::serve::service_health::ServiceHealth;
+use crate::serve::status::{Attachment, StatusBoard};
 
 /// Everything that is told to others.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Reports {
     expects_node: Option<String>,
     /// To whoever ends connected sockets; `None` before there is one.
     sockets: Option<Bell>,
+    /// What `/status` says.
+    board: Arc<StatusBoard>,
     /// Problems of source objects by object: how many.
     object_problems: BTreeMap<String, usize>,
     disputes: BTreeSet<Problem>,
@@ -59,6 +62,7 @@ impl Reports {
             started: SystemTime::now(),
             expects_node,
             sockets: None,
+            board: Arc::default(),
             object_problems: BTreeMap::new(),
             disputes: BTreeSet::new(),
             unfit: BTreeMap::new(),
@@ -75,6 +79,12 @@ impl Reports {
         Self { sockets: Some(sockets), ..self }
     }
 
+    /// These, and on this board.
+    #[must_use]
+    pub fn with_board(self, board: Arc<StatusBoard>) -> Self {
+        Self { board, ..self }
+    }
+
     /// Changes came in. Before the lists are complete they can't be written, so nothing waits for
     /// the datapath yet.
     pub fn received(&mut self, changes: &[Change], is_synced: bool) {
@@ -87,6 +97,7 @@ impl Reports {
                 Change::AllSlices(all) => slices += all.len() as u64,
                 Change::Node(Some(_)) => self.expects_node = None,
                 Change::Node(None) => self.node_is_missing(),
+                Change::Cidr(_) | Change::CidrGone(_) | Change::AllCidrs(_) => {}
                 Change::Problems { object, problems } => self.object(object, problems),
             }
         }
@@ -193,6 +204,7 @@ impl Reports {
         }
         self.has_written = true;
         self.has_failed = false;
+        self.board.written();
         self.metrics.applied(scope, took);
     }
 
@@ -233,17 +245,25 @@ impl Reports {
             info!(object = %format_args!("Service {key}"), "in the datapath again, or gone");
         }
         self.metrics.set_unfit(unfit.len());
+        self.board.set_unfit(&unfit);
         self.unfit = unfit;
     }
 
     /// The datapath couldn't be written; the next try comes after `backoff`.
     pub fn failed(&mut self, error: &(dyn std::error::Error + 'static), backoff: Duration) {
         self.metrics.apply_failed();
+        self.board.failed(error.to_string());
         if std::mem::replace(&mut self.has_failed, true) {
             debug!(error, ?backoff, "the datapath still can't be written");
         } else {
             warn!(error, "the datapath can't be written; it stays as it is, trying again");
         }
+    }
+
+    /// What is attached to devices, and what could not be.
+    pub fn attachments(&self, attachments: Vec<Attachment>) {
+        self.metrics.set_attachments(&attachments);
+        self.board.set_attachments(attachments);
     }
 
     /// Numbers for the gauges.

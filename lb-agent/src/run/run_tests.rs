@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::datapath::{ApplyReport, Datapath, FlowExpiry, Opened, Setup, Translations};
+use super::datapath::{ApplyReport, Datapath, Expiry, FlowExpiry, Opened, Setup, Translations};
 use super::run;
 use crate::args::{Args, Command};
 use crate::config::Config;
@@ -20,6 +20,7 @@ use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::plan::desired::{Delta, Desired};
 use crate::serve::collect::KernelCounters;
 use crate::serve::metrics::MapFill;
+use crate::serve::traffic::ServiceCount;
 
 /// Remembers what it was told.
 #[derive(Clone, Debug, Default)]
@@ -64,8 +65,9 @@ impl Datapath for Memory {
 impl FlowExpiry for Memory {
     type Error = std::convert::Infallible;
 
-    fn expire(&mut self) -> Result<Vec<MapFill>, Self::Error> {
-        Ok(vec![MapFill { map: "flows4", used: 7, capacity: 100 }])
+    fn expire(&mut self) -> Result<Expiry, Self::Error> {
+        let fill = vec![MapFill { map: "FLOWS4", used: 7, capacity: 100 }];
+        Ok(Expiry { fill, ..Expiry::default() })
     }
 }
 
@@ -84,6 +86,10 @@ impl Translations for Memory {
 impl KernelCounters for Memory {
     fn drops(&self) -> Vec<(&'static str, u64)> {
         vec![("no_endpoint", 3)]
+    }
+
+    fn traffic(&self) -> Option<Vec<ServiceCount>> {
+        None
     }
 }
 
@@ -173,7 +179,7 @@ fn sigterm_ends_the_agent_with_success_and_leaves_the_datapath_as_it_is() {
                 kill(Pid::this(), Signal::SIGTERM).unwrap();
                 result
             });
-            let result = run(config(&directory.path().display().to_string()), |setup| {
+            let result = run(config(&directory.path().display().to_string()), None, |setup| {
                 *seen.lock().unwrap() = Some(setup.clone());
                 Ok(Opened {
                     datapath: memory.clone(),

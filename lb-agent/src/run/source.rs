@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use http::Uri;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use tokio::sync::mpsc;
@@ -46,13 +47,17 @@ pub enum SourceError {
         /// Cause.
         source: KubeconfigError,
     },
-    /// `--master` is no URL.
-    #[error("--master {master:?}: {source}; write it as https://HOST:6443")]
-    Master {
-        /// As given.
-        master: String,
-        /// Cause.
-        source: http::uri::InvalidUri,
+    /// The address is one that we are to make work.
+    #[error(
+        "the API server's address {address} is the ClusterIP or cluster name of the Service \
+         default/kubernetes, which works only once this agent runs; give --master \
+         https://HOST:6443 (in the Helm chart: apiServer.addresses) with the address that the \
+         nodes' kubelets use, see `kubectl get endpointslices -n default -l \
+         kubernetes.io/service-name=kubernetes`"
+    )]
+    ClusterIp {
+        /// As given, or found in the Pod's environment.
+        address: Uri,
     },
     /// Certificates or keys can't be used.
     #[error(transparent)]
@@ -92,11 +97,10 @@ pub async fn follow(source: &Source, node_name: &str) -> Result<Following, Sourc
             });
             Ok(Following { changes, server: None })
         }
-        Source::ApiServer { kubeconfig, master } => {
-            let config = client_config(kubeconfig.as_deref(), master.as_deref()).await?;
-            tracing::info!(server = %config.cluster_url, node = node_name, "following the API server");
+        Source::ApiServer { kubeconfig, addresses } => {
             let watches = Arc::new(WatchHealth::default());
-            let client = watch::client(config, &watches)?;
+            let client = connect(kubeconfig.as_deref(), addresses, &watches).await?;
+            tracing::info!(node = node_name, "following the API server");
             let (their_client, their_watches) = (client.clone(), watches.clone());
             tokio::spawn(async move {
                 watch::run(their_client, &node_name, their_watches, sender).await;
@@ -106,28 +110,58 @@ pub async fn follow(source: &Source, node_name: &str) -> Result<Following, Sourc
     }
 }
 
+/// A client of the API server at `addresses`, or of the one that the kubeconfig or the Pod's environment names.
+/// Nothing is asked yet.
+pub async fn connect(
+    kubeconfig: Option<&Path>,
+    addresses: &[Uri],
+    watches: &Arc<WatchHealth>,
+) -> Result<Client, SourceError> {
+    let config = client_config(kubeconfig, addresses).await?;
+    let addresses = match addresses {
+        [] => vec![config.cluster_url.clone()],
+        given => given.to_vec(),
+    };
+    refuse_cluster_addresses(&addresses, std::env::var(KUBELETS_WORD).ok().as_deref())?;
+    tracing::info!(server = watch::list(&addresses), "the API server's address");
+    Ok(watch::client(config, addresses, watches)?)
+}
+
+/// What a kubelet tells each container of the Service default/kubernetes, such as
+/// `tcp://10.96.0.1:443`. Unlike KUBERNETES_SERVICE_HOST nobody sets it to another address.
+const KUBELETS_WORD: &str = "KUBERNETES_PORT";
+
+/// An address of the Service default/kubernetes may work at first, by rules that another proxy left,
+/// and would fail after the node's next reboot.
+fn refuse_cluster_addresses(
+    addresses: &[Uri],
+    kubelets_word: Option<&str>,
+) -> Result<(), SourceError> {
+    let cluster_ip = kubelets_word.and_then(|url| url.parse::<Uri>().ok());
+    let cluster_ip = cluster_ip.as_ref().and_then(Uri::host);
+    let is_of_the_cluster = |host: &str| {
+        Some(host) == cluster_ip
+            || ["kubernetes.default", "kubernetes.default.svc"].contains(&host)
+            || host.starts_with("kubernetes.default.svc.")
+    };
+    match addresses.iter().find(|address| address.host().is_some_and(is_of_the_cluster)) {
+        Some(address) => Err(SourceError::ClusterIp { address: address.clone() }),
+        None => Ok(()),
+    }
+}
+
 async fn client_config(
     kubeconfig: Option<&Path>,
-    master: Option<&str>,
+    addresses: &[Uri],
 ) -> Result<kube::Config, SourceError> {
-    let master = master
-        .map(|master| {
-            let url = master.parse::<http::Uri>();
-            url.map_err(|source| SourceError::Master { master: master.to_owned(), source })
-        })
-        .transpose()?;
-    let mut config = match (kubeconfig, &master) {
-        (Some(path), _) => from_file(path).await?,
-        (None, None) => kube::Config::incluster().map_err(SourceError::NotInCluster)?,
+    match (kubeconfig, addresses.first()) {
+        (Some(path), _) => from_file(path).await,
+        (None, None) => kube::Config::incluster().map_err(SourceError::NotInCluster),
         // As kube-proxy: a server's address alone will do, for servers that ask for no credentials.
-        (None, Some(master)) => {
-            kube::Config::incluster().unwrap_or_else(|_| kube::Config::new(master.clone()))
+        (None, Some(address)) => {
+            Ok(kube::Config::incluster().unwrap_or_else(|_| kube::Config::new(address.clone())))
         }
-    };
-    if let Some(master) = master {
-        config.cluster_url = master;
     }
-    Ok(config)
 }
 
 async fn from_file(path: &Path) -> Result<kube::Config, SourceError> {
@@ -146,7 +180,8 @@ mod tests {
     use super::*;
 
     async fn error_of(kubeconfig: &Path) -> String {
-        let source = Source::ApiServer { kubeconfig: Some(kubeconfig.to_owned()), master: None };
+        let source =
+            Source::ApiServer { kubeconfig: Some(kubeconfig.to_owned()), addresses: Vec::new() };
         match follow(&source, "node-a").await {
             Ok(_) => unreachable!("{} was accepted", kubeconfig.display()),
             Err(error) => error.to_string(),
@@ -187,7 +222,7 @@ contexts: [{name: test, context: {cluster: test, user: test}}]
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kubeconfig");
         std::fs::write(&path, GOOD).unwrap();
-        let source = Source::ApiServer { kubeconfig: Some(path), master: None };
+        let source = Source::ApiServer { kubeconfig: Some(path), addresses: Vec::new() };
         let mut following = follow(&source, "node-a").await.unwrap();
         let wait =
             tokio::time::timeout(std::time::Duration::from_millis(200), following.changes.recv());
@@ -195,14 +230,34 @@ contexts: [{name: test, context: {cluster: test, user: test}}]
     }
 
     #[tokio::test]
-    async fn master_overrides_the_servers_address_and_will_do_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("kubeconfig");
-        std::fs::write(&path, GOOD).unwrap();
-        let master = Some("https://192.0.2.1:6443");
-        for kubeconfig in [Some(path.as_path()), None] {
-            let config = client_config(kubeconfig, master).await.unwrap();
-            assert_eq!(config.cluster_url.to_string(), "https://192.0.2.1:6443/");
+    async fn a_servers_address_will_do_without_a_kubeconfig() {
+        let address: Uri = "https://192.0.2.1:6443".parse().unwrap();
+        let config = client_config(None, std::slice::from_ref(&address)).await.unwrap();
+        assert_eq!(config.cluster_url, address);
+    }
+
+    #[test]
+    fn an_address_that_works_only_through_the_agent_is_refused_with_the_remedy() {
+        let check = |address: &str, kubelets_word: Option<&str>| {
+            let good: Uri = "https://192.0.2.1:6443".parse().unwrap();
+            refuse_cluster_addresses(&[good, address.parse().unwrap()], kubelets_word)
+        };
+        for (address, kubelets_word) in [
+            ("https://10.96.0.1:443", Some("tcp://10.96.0.1:443")),
+            ("https://10.96.0.1", Some("tcp://10.96.0.1:443")),
+            ("https://[fd00:96::1]:443", Some("tcp://[fd00:96::1]:443")),
+            ("https://kubernetes.default.svc", None),
+            ("https://kubernetes.default.svc.cluster.local:443", None),
+        ] {
+            let error = check(address, kubelets_word).unwrap_err().to_string();
+            assert!(error.contains(address) && error.contains("--master https://"), "{error}");
+        }
+        for (address, kubelets_word) in [
+            ("https://192.0.2.7:6443", Some("tcp://10.96.0.1:443")),
+            ("https://10.96.0.1:443", None),
+            ("https://kubernetes.example:6443", Some("garbage")),
+        ] {
+            assert!(check(address, kubelets_word).is_ok(), "{address}");
         }
     }
 

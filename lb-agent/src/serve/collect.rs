@@ -10,17 +10,26 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use super::health::{Health, Probe};
+use super::traffic::ServiceCount;
 use crate::cluster::watch::{WatchHealth, WatchState, Watched};
 
 /// Counters that live in the kernel.
 pub trait KernelCounters: std::fmt::Debug + Send + Sync + 'static {
     /// Packets dropped since the maps were made, by reason (a short name like `no_backend`).
     fn drops(&self) -> Vec<(&'static str, u64)>;
+
+    /// What was counted for each Service port that was used; `None` when it can't be read.
+    fn traffic(&self) -> Option<Vec<ServiceCount>>;
 }
 
 /// `lb_agent_drops_total`.
 #[derive(Debug)]
 pub struct Drops(pub Arc<dyn KernelCounters>);
+
+/// `lb_agent_healthy`.
+#[derive(Debug)]
+pub struct Healthy(pub Arc<Health>);
 
 /// `lb_agent_watch_…`.
 #[derive(Debug)]
@@ -29,6 +38,11 @@ pub struct Watches(pub Arc<WatchHealth>);
 #[derive(Clone, Debug, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet)]
+struct ProbeLabel {
+    probe: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet)]
@@ -46,6 +60,23 @@ impl Collector for Drops {
         )?;
         for (reason, count) in self.0.drops() {
             ConstCounter::new(count).encode(family.encode_family(&ReasonLabel { reason })?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Healthy {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut family = encoder.encode_descriptor(
+            "lb_agent_healthy",
+            "1 while the probe would be answered with 200, whoever asks",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (name, probe) in [("healthz", Probe::Healthz), ("livez", Probe::Livez)] {
+            let passes = self.0.report(probe).status.is_success();
+            let gauge = ConstGauge::new(i64::from(passes));
+            gauge.encode(family.encode_family(&ProbeLabel { probe: name })?)?;
         }
         Ok(())
     }

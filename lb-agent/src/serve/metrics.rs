@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use axum::http::StatusCode;
+use lb_common::abi;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -20,17 +22,30 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::health::Probe;
+use super::status::Attachment;
 use crate::cluster::snapshot::IpFamily;
+use crate::node::facts::Role;
 
 /// How full a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapFill {
-    /// Name of the map, in lower case.
+    /// Name of the map; in metrics it is in lower case.
     pub map: &'static str,
     /// Entries in use.
     pub used: u64,
     /// Entries it can hold.
     pub capacity: u64,
+}
+
+/// What one look through the flows of a family found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowUse {
+    /// Flows to endpoints on this node.
+    pub local: u64,
+    /// Flows that are forwarded to other nodes.
+    pub remote: u64,
+    /// Source ports that the endpoint with the most such flows takes, under one address of ours.
+    pub snat_ports: u64,
 }
 
 /// How much of the datapath a write was about.
@@ -90,7 +105,25 @@ struct CodeLabel {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MapLabel {
-    map: &'static str,
+    map: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeviceLabel {
+    device: String,
+    tc: String,
+    xdp: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PathLabel {
+    ip_family: FamilyName,
+    path: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -135,7 +168,12 @@ struct Ours {
     programming: Histogram,
     objects: Family<KindLabel, Gauge>,
     map_used: Family<MapLabel, Gauge>,
-    map_capacity: Family<MapLabel, Gauge>,
+    map_max: Family<MapLabel, Gauge>,
+    flows: Family<PathLabel, Gauge>,
+    snat_ports_in_use: Family<FamilyLabel, Gauge>,
+    snat_ports: Gauge,
+    devices: Family<DeviceLabel, Gauge>,
+    pod_devices: Family<StateLabel, Gauge>,
     apply_errors: Counter,
     ended_sockets: Counter,
     unfit: Gauge,
@@ -236,9 +274,49 @@ impl Metrics {
     /// Sets the gauges of the tables.
     pub fn set_fill(&self, fill: &[MapFill]) {
         for MapFill { map, used, capacity } in fill {
-            let label = MapLabel { map };
+            let label = MapLabel { map: map.to_lowercase() };
             self.ours.map_used.get_or_create(&label).set(used.cast_signed());
-            self.ours.map_capacity.get_or_create(&label).set(capacity.cast_signed());
+            self.ours.map_max.get_or_create(&label).set(capacity.cast_signed());
+        }
+    }
+
+    /// Sets the gauges of flows.
+    pub fn set_flows(&self, families: &[(IpFamily, FlowUse)]) {
+        for (family, FlowUse { local, remote, snat_ports }) in families {
+            let ip_family = FamilyName(*family);
+            for (path, count) in [("local", local), ("remote", remote)] {
+                let label = PathLabel { ip_family, path };
+                self.ours.flows.get_or_create(&label).set(count.cast_signed());
+            }
+            let label = FamilyLabel { ip_family };
+            self.ours.snat_ports_in_use.get_or_create(&label).set(snat_ports.cast_signed());
+        }
+    }
+
+    /// This many source ports may be used for SNAT.
+    pub fn set_snat_ports(&self, ports: &RangeInclusive<u16>) {
+        self.ours.snat_ports.set(i64::from(*ports.end()) - i64::from(*ports.start()) + 1);
+    }
+
+    /// These devices, and no others, are attached to or could not be. Those of pods are only counted:
+    /// their names come and go with the pods.
+    pub fn set_attachments(&self, attachments: &[Attachment]) {
+        self.ours.devices.clear();
+        let mut pods = [("attached", 0), ("failed", 0)];
+        for Attachment { device, role, tc, xdp, .. } in attachments {
+            if role == Role::Pod.name() {
+                pods[usize::from(tc.is_none())].1 += 1;
+                continue;
+            }
+            let label = DeviceLabel {
+                device: device.clone(),
+                tc: tc.clone().unwrap_or_else(|| "none".to_owned()),
+                xdp: xdp.clone(),
+            };
+            self.ours.devices.get_or_create(&label).set(i64::from(tc.is_some()));
+        }
+        for (state, count) in pods {
+            self.ours.pod_devices.get_or_create(&StateLabel { state }).set(count);
         }
     }
 
@@ -375,14 +453,19 @@ impl Ours {
             programming: Histogram::new(exponential_buckets(0.000_008, 2.0, 20)),
             objects: Family::default(),
             map_used: Family::default(),
-            map_capacity: Family::default(),
+            map_max: Family::default(),
+            flows: Family::default(),
+            snat_ports_in_use: Family::default(),
+            snat_ports: Gauge::default(),
+            devices: Family::default(),
+            pod_devices: Family::default(),
             apply_errors: Counter::default(),
             ended_sockets: Counter::default(),
             unfit: Gauge::default(),
             problems: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("lb_agent");
-        registry.register("build", "Version of the agent", build_info());
+        registry.register("build", "Versions of the agent and of its maps", build_info());
         registry.register(
             "programming_duration_seconds",
             "From a decoded change to the kernel's tables",
@@ -390,10 +473,31 @@ impl Ours {
         );
         registry.register("objects", "Objects by kind", ours.objects.clone());
         registry.register("map_entries", "Entries in use, by map", ours.map_used.clone());
+        registry.register("map_max_entries", "Entries that the map can hold", ours.map_max.clone());
         registry.register(
-            "map_capacity_entries",
-            "Entries that the map can hold",
-            ours.map_capacity.clone(),
+            "flows",
+            "Flows from outside that are translated, by the way they take",
+            ours.flows.clone(),
+        );
+        registry.register(
+            "snat_ports_in_use",
+            "Source ports that the endpoint with the most forwarded flows takes under one node address",
+            ours.snat_ports_in_use.clone(),
+        );
+        registry.register(
+            "snat_ports",
+            "Source ports that each endpoint may be reached from under one node address",
+            ours.snat_ports.clone(),
+        );
+        registry.register(
+            "device_attached",
+            "1 where the programs are attached to an external device, 0 where they can't be",
+            ours.devices.clone(),
+        );
+        registry.register(
+            "pod_devices",
+            "Devices of pods by whether the programs are attached",
+            ours.pod_devices.clone(),
         );
         registry.register(
             "apply_errors",
@@ -419,8 +523,11 @@ impl Ours {
     }
 }
 
-fn build_info() -> Info<Vec<(&'static str, &'static str)>> {
-    Info::new(vec![("version", env!("CARGO_PKG_VERSION"))])
+fn build_info() -> Info<Vec<(&'static str, String)>> {
+    Info::new(vec![
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("map_schema", abi::VERSION.to_string()),
+    ])
 }
 
 /// kube-proxy's buckets, 1 ms to 16 s, and five below them: our writes rarely take a millisecond.
@@ -450,7 +557,9 @@ fn gauge(count: usize) -> i64 {
 mod tests {
     use super::*;
     use crate::cluster::watch::WatchHealth;
-    use crate::serve::collect::{Drops, KernelCounters, Watches};
+    use crate::serve::collect::{Drops, Healthy, KernelCounters, Watches};
+    use crate::serve::health::Health;
+    use crate::serve::traffic::ServiceCount;
 
     #[derive(Debug)]
     struct Fixed;
@@ -459,11 +568,20 @@ mod tests {
         fn drops(&self) -> Vec<(&'static str, u64)> {
             vec![("no_local_endpoint", 7), ("ports_exhausted", 0)]
         }
+
+        fn traffic(&self) -> Option<Vec<ServiceCount>> {
+            None
+        }
     }
 
     fn text(record: impl FnOnce(&Metrics)) -> String {
         let watches = Watches(Arc::new(WatchHealth::default()));
-        let metrics = Metrics::new(vec![Box::new(Drops(Arc::new(Fixed))), Box::new(watches)]);
+        let healthy = Healthy(Arc::new(Health::new(false)));
+        let metrics = Metrics::new(vec![
+            Box::new(Drops(Arc::new(Fixed))),
+            Box::new(watches),
+            Box::new(healthy),
+        ]);
         record(&metrics);
         metrics.encode().unwrap()
     }
@@ -508,6 +626,16 @@ mod tests {
         let text = text(|metrics| {
             metrics.programmed(Duration::from_micros(20));
             metrics.set_fill(&[MapFill { map: "services", used: 3, capacity: 8 }]);
+            let flows = FlowUse { local: 4, remote: 6, snat_ports: 5 };
+            metrics.set_flows(&[(IpFamily::V6, flows)]);
+            metrics.set_snat_ports(&(61_000..=61_999));
+            metrics.set_attachments(&[attachment("old", "external", Some("tcx"))]);
+            metrics.set_attachments(&[
+                attachment("eth0", "external", Some("tcx")),
+                attachment("eth1", "external", None),
+                attachment("veth1", "pod", Some("tcx")),
+                attachment("veth2", "pod", None),
+            ]);
             metrics.apply_failed();
             metrics.set_unfit(1);
             metrics.set_problems("dispute", 2);
@@ -516,7 +644,16 @@ mod tests {
         for line in [
             "lb_agent_programming_duration_seconds_bucket{le=\"0.000032\"} 1",
             "lb_agent_map_entries{map=\"services\"} 3",
-            "lb_agent_map_capacity_entries{map=\"services\"} 8",
+            "lb_agent_map_max_entries{map=\"services\"} 8",
+            "lb_agent_flows{ip_family=\"IPv6\",path=\"remote\"} 6",
+            "lb_agent_snat_ports_in_use{ip_family=\"IPv6\"} 5",
+            "lb_agent_snat_ports 1000",
+            "lb_agent_device_attached{device=\"eth0\",tc=\"tcx\",xdp=\"off\"} 1",
+            "lb_agent_device_attached{device=\"eth1\",tc=\"none\",xdp=\"off\"} 0",
+            "lb_agent_pod_devices{state=\"attached\"} 1",
+            "lb_agent_pod_devices{state=\"failed\"} 1",
+            "lb_agent_healthy{probe=\"livez\"} 1",
+            "lb_agent_healthy{probe=\"healthz\"} 0",
             "lb_agent_apply_errors_total 1",
             "lb_agent_unfit_service_ports 1",
             "lb_agent_problems{kind=\"dispute\"} 2",
@@ -529,6 +666,19 @@ mod tests {
             "# EOF",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} in {text}");
+        }
+        assert!(!text.contains("\"old\"") && !text.contains("device=\"veth1\""), "{text}");
+    }
+
+    fn attachment(device: &str, role: &str, tc: Option<&str>) -> Attachment {
+        Attachment {
+            device: device.into(),
+            index: 1,
+            role: role.into(),
+            tc: tc.map(str::to_owned),
+            xdp: "off".into(),
+            xdp_refusal: None,
+            error: None,
         }
     }
 

@@ -1,5 +1,5 @@
 //! What the agent serves by HTTP: `/healthz` and `/livez` for load balancers and the kubelet,
-//! `/metrics` for Prometheus, `/proxyMode` for tools that ask kube-proxy which mode it runs in, and
+//! `/metrics` for Prometheus, `/status` for `lb-agent status`, `/proxyMode` for tools that ask kube-proxy which mode it runs in, and
 //! the health check ports of Services.
 //!
 //! It reads shared state and never asks the loop: a slow scrape can't delay an endpoint change, and
@@ -13,6 +13,8 @@ pub mod process;
 pub mod service_health;
 mod slis;
 mod socket;
+pub mod status;
+pub mod traffic;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

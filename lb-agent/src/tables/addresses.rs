@@ -1,4 +1,4 @@
-//! ADDRESSES: the node's own addresses and the ClusterIPs. One address can be both, so each entry
+//! ADDRESSES: the node's own addresses and those of Services. One address can be both, so each entry
 //! is derived from two sources, and is written when what follows from them differs from what is there.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use lb_common::abi::{Address, AddressFlags};
 
 use super::store::{Store, StoreError};
 use crate::cluster::snapshot::Protocol;
-use crate::plan::desired::FrontendAddress;
+use crate::plan::desired::{FrontendAddress, FrontendKind};
 
 /// Bits that come from the node.
 const NODE: u32 = AddressFlags::NODE | AddressFlags::NODE_PORTS;
@@ -19,18 +19,19 @@ pub(super) struct Addresses {
     written: BTreeMap<Address, u32>,
     /// The node's own addresses with their bits.
     node: BTreeMap<Address, u32>,
-    /// Every port of every ClusterIP; those of one address are neighbours.
-    cluster: BTreeSet<FrontendAddress>,
+    /// Every port of every Service address with the bit that its kind gives; those of one address are
+    /// neighbours.
+    services: BTreeMap<FrontendAddress, u32>,
 }
 
 impl Addresses {
-    /// Reads the map. Which ClusterIPs are still wanted is said by the first plan; until the node
+    /// Reads the map. Which Service addresses are still wanted is said by the first plan; until the node
     /// is looked at, its addresses are those of the last run.
     pub(super) fn adopt<S: Store>(store: &S) -> Result<Self, StoreError> {
         let written: BTreeMap<_, _> = store.addresses()?.into_iter().collect();
         let node = written.iter().map(|(address, flags)| (*address, flags & NODE));
         let node = node.filter(|(_, flags)| *flags != 0).collect();
-        Ok(Self { written, node, cluster: BTreeSet::new() })
+        Ok(Self { written, node, services: BTreeMap::new() })
     }
 
     /// The node's own addresses; true for those that serve NodePorts.
@@ -46,22 +47,29 @@ impl Addresses {
         touched.into_iter().try_for_each(|address| self.write(store, address))
     }
 
-    /// `frontend` is a port of a ClusterIP now, or isn't any more.
-    pub(super) fn set_cluster_ip<S: Store>(
+    /// `frontend` is a Service's of this kind now, or nobody's any more.
+    pub(super) fn set_service<S: Store>(
         &mut self,
         store: &mut S,
         frontend: &FrontendAddress,
-        is_cluster_ip: bool,
+        kind: Option<FrontendKind>,
     ) -> Result<(), StoreError> {
-        let changed = if is_cluster_ip {
-            self.cluster.insert(*frontend)
-        } else {
-            self.cluster.remove(frontend)
+        let bit = match kind {
+            Some(FrontendKind::ClusterIp) => Some(AddressFlags::CLUSTER_IP),
+            Some(FrontendKind::ExternalIp | FrontendKind::LoadBalancer) => {
+                Some(AddressFlags::EXTERNAL)
+            }
+            // A NodePort is on the node's own addresses.
+            Some(FrontendKind::NodePort) | None => None,
         };
-        if changed { self.write(store, frontend.address.into()) } else { Ok(()) }
+        let before = match bit {
+            Some(bit) => self.services.insert(*frontend, bit),
+            None => self.services.remove(frontend),
+        };
+        if before == bit { Ok(()) } else { self.write(store, frontend.address.into()) }
     }
 
-    /// Forgets ClusterIPs that only an earlier run knew.
+    /// Forgets Service addresses that only an earlier run knew.
     pub(super) fn settle<S: Store>(&mut self, store: &mut S) -> Result<(), StoreError> {
         let all: Vec<Address> = self.written.keys().copied().collect();
         all.into_iter().try_for_each(|address| self.write(store, address))
@@ -69,8 +77,7 @@ impl Addresses {
 
     fn write<S: Store>(&mut self, store: &mut S, address: Address) -> Result<(), StoreError> {
         let node = self.node.get(&address).copied().unwrap_or(0);
-        let cluster = if self.is_cluster_ip(address.into()) { AddressFlags::CLUSTER_IP } else { 0 };
-        let wanted = node | cluster;
+        let wanted = node | self.service_bits(address.into());
         if self.written.get(&address).copied().unwrap_or(0) == wanted {
             return Ok(());
         }
@@ -84,15 +91,16 @@ impl Addresses {
                 self.written.insert(address, wanted);
                 Ok(())
             }
-            // The map has room for a ClusterIP of each Service. Beyond that, a port that nobody
-            // serves is not refused there, and that is all.
+            // The map has room for an address of each Service port. Beyond that, a port that nobody
+            // serves is not refused there, fragments have to come in order, and that is all.
             Err(StoreError::Full { .. }) if node == 0 => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    fn is_cluster_ip(&self, address: IpAddr) -> bool {
+    fn service_bits(&self, address: IpAddr) -> u32 {
         let first = FrontendAddress { address, port: 0, protocol: Protocol::Tcp };
-        self.cluster.range(first..).next().is_some_and(|next| next.address == address)
+        let ports = self.services.range(first..).take_while(|(port, _)| port.address == address);
+        ports.fold(0, |bits, (_, bit)| bits | bit)
     }
 }

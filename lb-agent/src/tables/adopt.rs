@@ -37,6 +37,8 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
             }
         }
     }
+    let known: BTreeSet<ServiceIndex> = entries.values().map(|entry| entry.index).collect();
+    store.forget_counts(|service| !known.contains(&service))?;
     adopt_backends(&mut store, &mut entries);
     adopt_sources(&mut store, &mut entries)?;
     let sources = || entries.values().filter_map(|entry| entry.sources.as_ref());

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use lb_common::abi::{
     Address, Backend, BackendFlags, ClientAddresses, Device, DeviceFlags, FrontendKey,
-    FrontendKind, ServiceFlags, ServiceIndex, ServiceName, SourceRange, SourceSet,
+    FrontendKind, ServiceFlags, ServiceIndex, ServiceName, ServiceRange, SourceRange, SourceSet,
 };
 use lb_common::bytes::Be16;
 use lb_common::wire::ip;
@@ -164,6 +164,20 @@ pub fn range_net(range: &SourceRange) -> Option<IpNet> {
     IpNet::new(address, range.prefix_len.checked_sub(before)?.try_into().ok()?).ok()
 }
 
+/// Range of SERVICE_RANGES.
+pub fn service_range(range: &IpNet) -> ServiceRange {
+    let mask = match range.netmask() {
+        // Of the mapped form, everything before the address counts.
+        IpAddr::V4(mask) => {
+            let [before @ .., _] = [u32::MAX; 4];
+            let [a, b, c] = before;
+            Address::from_words([a, b, c, u32::from_ne_bytes(mask.octets())])
+        }
+        mask @ IpAddr::V6(_) => mask.into(),
+    };
+    ServiceRange { network: range.network().into(), mask }
+}
+
 /// Value of CLIENTS.
 pub fn client(addresses: &facts::ClientAddresses) -> ClientAddresses {
     let facts::ClientAddresses { address4, address6 } = *addresses;
@@ -220,6 +234,21 @@ mod tests {
         }
         let key = source_range(SourceSet(7), &"203.0.113.0/25".parse().unwrap());
         assert_eq!(key.prefix_len, 32 + 96 + 25);
+    }
+
+    #[test]
+    fn a_service_range_holds_its_first_and_last_address_and_not_their_neighbours() {
+        for (text, inside, outside) in [
+            ("10.96.0.0/12", ["10.96.0.0", "10.111.255.255"], ["10.95.255.255", "10.112.0.0"]),
+            ("10.96.0.7/32", ["10.96.0.7", "10.96.0.7"], ["10.96.0.6", "10.96.0.8"]),
+            ("fd00::/108", ["fd00::", "fd00::f:ffff"], ["fcff::", "fd00::10:0"]),
+            ("8000::/1", ["8000::", "ffff::"], ["7fff::", "10.0.0.1"]),
+        ] {
+            let range = service_range(&text.parse().unwrap());
+            let holds = |text: &str| range.holds(text.parse::<IpAddr>().unwrap().into());
+            assert!(inside.into_iter().all(holds), "{text}");
+            assert!(!outside.into_iter().any(holds), "{text}");
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use lb_common::abi::{
-    BackendFlags, BackendIndex, ServiceIndex, ServicePointer, ServiceRecord, SourceSet,
+    BackendFlags, BackendIndex, ServiceFlags, ServiceIndex, ServicePointer, ServiceRecord,
+    SourceSet,
 };
 
 use super::Tables;
@@ -13,6 +14,7 @@ use super::encode;
 use super::layout::{Hashing, Layout};
 use super::sources::{self, Sources};
 use super::store::{Store, StoreError, Table};
+use crate::cluster::snapshot::Protocol;
 use crate::plan::desired::{ServicePortKey, ServicePortPlan};
 
 /// What the maps hold of a Service port.
@@ -121,6 +123,7 @@ pub fn write<S: Store>(
         Some(known) => known,
         None => (key.clone(), new_entry(tables, key)?),
     };
+    let before = silence(tables, &entry);
     let admitted = sources::settle(tables, &mut entry, plan);
     let elements = elements(plan);
     let mut backends = by_address(&tables.store, &entry);
@@ -130,6 +133,9 @@ pub fn write<S: Store>(
     match &written {
         Ok(()) => settle_backends(tables, &key, &mut backends, &elements),
         Err(_) => give_back(tables, &mut backends, added),
+    }
+    if before.is_some() && before != silence(tables, &entry) {
+        tables.udp_left |= key.protocol == Protocol::Udp;
     }
     entry.backends = backends.into_values().collect();
     if entry.record != 0 {
@@ -141,6 +147,16 @@ pub fn write<S: Store>(
         tables.services.give(entry.index.0);
     }
     written.and(admitted)
+}
+
+/// What the current record has sockets of this node dropped in silence by: the internal policy, or a
+/// set of source ranges.
+fn silence<S: Store>(tables: &Tables<S>, entry: &Entry) -> Option<(bool, Option<SourceSet>)> {
+    const POLICY: u32 = ServiceFlags::INTERNAL_LOCAL | ServiceFlags::HAS_ENDPOINTS;
+    let record = (entry.record != 0).then(|| tables.store.record(entry.record))?;
+    let policy = record.flags & POLICY == POLICY && record.local.len == 0;
+    let sources = (record.flags & ServiceFlags::SOURCE_RANGES != 0).then_some(record.sources);
+    (policy || sources.is_some()).then_some((policy, sources))
 }
 
 fn new_entry<S: Store>(tables: &mut Tables<S>, key: &ServicePortKey) -> Result<Entry, Problem> {

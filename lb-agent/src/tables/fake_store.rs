@@ -1,11 +1,13 @@
-//! Maps made of plain collections, for tests of what is written in which order.
+//! Maps made of plain collections, for tests of what is written in which order (feature `model`, never
+//! part of the agent). A write that breaks the order of publication panics.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{
     Address, Backend, BackendIndex, ClientAddresses, Device, Frontend, FrontendKey, ServiceIndex,
-    ServiceName, ServicePointer, ServiceRecord, SourceRange,
+    ServiceName, ServicePointer, ServiceRange, ServiceRanges, ServiceRecord, SourceRange, Traffic,
+    TrafficKey,
 };
 
 use super::store::{Store, StoreError, Table};
@@ -13,18 +15,36 @@ use super::store::{Store, StoreError, Table};
 /// Maps as large as told.
 #[derive(Debug, Default)]
 pub struct FakeStore {
+    /// Entries that FRONTENDS may have.
     pub frontends_capacity: usize,
+    /// SERVICES.
     pub pointers: Vec<ServicePointer>,
+    /// RECORDS.
     pub records: Vec<ServiceRecord>,
+    /// SLOTS.
     pub slots: Vec<u32>,
+    /// BACKENDS.
     pub backends: Vec<Backend>,
+    /// FRONTENDS.
     pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// NAMES.
     pub names: BTreeMap<ServiceIndex, ServiceName>,
+    /// ADDRESSES.
     pub addresses: BTreeMap<Address, u32>,
+    /// CLIENTS.
     pub clients: BTreeMap<u64, ClientAddresses>,
+    /// SOURCE_RANGES.
     pub source_ranges: BTreeSet<SourceRange>,
+    /// Entries that SOURCE_RANGES may have.
     pub source_ranges_capacity: usize,
+    /// DEVICES.
     pub devices: BTreeMap<u32, Device>,
+    /// TRAFFIC.
+    pub traffic: BTreeMap<TrafficKey, Traffic>,
+    /// SERVICE_RANGES.
+    pub service_ranges: [ServiceRanges; 2],
+    /// Ranges that programs may still see in use, until a barrier.
+    pub seen: Cell<[u32; 2]>,
     /// Calls of `barrier`.
     pub barriers: Cell<u32>,
     /// Stores to SERVICES, in order.
@@ -34,6 +54,7 @@ pub struct FakeStore {
 }
 
 impl FakeStore {
+    /// Empty maps with room for this many Service ports, backends and slots.
     pub fn new(services: usize, backends: usize, slots: usize) -> Self {
         Self {
             frontends_capacity: services * 4,
@@ -67,7 +88,7 @@ impl Store for FakeStore {
             Table::SourceRanges => self.source_ranges_capacity,
             Table::Addresses | Table::Devices => 1 << 10,
         };
-        u32::try_from(len).unwrap()
+        u32::try_from(len).unwrap_or(u32::MAX)
     }
     fn pointer(&self, service: ServiceIndex) -> ServicePointer {
         self.pointers[service.0 as usize]
@@ -113,6 +134,22 @@ impl Store for FakeStore {
     fn set_generation(&mut self, index: BackendIndex, generation: u32) {
         self.writes += 1;
         self.backends[index.0 as usize].generation = generation;
+    }
+    fn service_ranges(&self, family: u32) -> ServiceRanges {
+        self.service_ranges[family as usize]
+    }
+    fn set_service_range(&mut self, family: u32, at: usize, range: &ServiceRange) {
+        self.writes += 1;
+        let seen = self.seen.get()[family as usize] & (1 << at);
+        assert_eq!(seen, 0, "range {at} of family {family} is in use");
+        self.service_ranges[family as usize].ranges[at] = *range;
+    }
+    fn use_service_ranges(&mut self, family: u32, used: u32) {
+        self.writes += 1;
+        self.service_ranges[family as usize].used = used;
+        let mut seen = self.seen.get();
+        seen[family as usize] |= used;
+        self.seen.set(seen);
     }
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, StoreError> {
         Ok(self.frontends.iter().map(|(k, v)| (*k, *v)).collect())
@@ -204,8 +241,13 @@ impl Store for FakeStore {
         self.devices.remove(&index);
         Ok(())
     }
+    fn forget_counts(&mut self, gone: impl Fn(ServiceIndex) -> bool) -> Result<(), StoreError> {
+        self.traffic.retain(|key, _| !gone(key.service));
+        Ok(())
+    }
     fn barrier(&self) -> Result<(), StoreError> {
         self.barriers.set(self.barriers.get() + 1);
+        self.seen.set(self.service_ranges.map(|ranges| ranges.used));
         Ok(())
     }
 }

@@ -11,11 +11,12 @@ pub mod alloc;
 pub mod encode;
 mod entry;
 pub mod layout;
+mod ranges;
 mod sources;
 pub mod store;
 
-#[cfg(test)]
-mod fake_store;
+#[cfg(any(test, feature = "model"))]
+pub mod fake_store;
 #[cfg(test)]
 mod tests;
 
@@ -53,7 +54,8 @@ pub struct Tables<S> {
     unfit: BTreeMap<ServicePortKey, Unfit>,
     /// Frontends that the map had no room for, or whose Service port is not there.
     skipped: BTreeMap<FrontendAddress, (ServicePortKey, FrontendKind)>,
-    /// Backends of UDP Service ports were retired since this was last asked.
+    /// Backends of UDP Service ports were retired since this was last asked, or what was dropped in
+    /// silence isn't any more.
     udp_left: bool,
 }
 
@@ -124,6 +126,7 @@ impl<S: Store> Tables<S> {
         for (address, holder) in &desired.frontends {
             delta.frontends.insert(*address, Some(holder.clone()));
         }
+        delta.ranges.clone_from(&desired.ranges);
         self.apply(&delta)?;
         self.addresses.settle(&mut self.store)
     }
@@ -134,7 +137,7 @@ impl<S: Store> Tables<S> {
         for (address, holder) in &delta.frontends {
             if holder.is_none() {
                 self.skipped.remove(address);
-                self.addresses.set_cluster_ip(&mut self.store, address, false)?;
+                self.addresses.set_service(&mut self.store, address, None)?;
                 self.store.remove_frontend(&encode::frontend_key(address))?;
             }
         }
@@ -146,8 +149,7 @@ impl<S: Store> Tables<S> {
         for (address, holder) in &delta.frontends {
             if let Some((key, kind)) = holder {
                 self.write_frontend(address, key, *kind)?;
-                let is_cluster_ip = *kind == FrontendKind::ClusterIp;
-                self.addresses.set_cluster_ip(&mut self.store, address, is_cluster_ip)?;
+                self.addresses.set_service(&mut self.store, address, Some(*kind))?;
             }
         }
         for (key, plan) in &delta.ports {
@@ -155,7 +157,7 @@ impl<S: Store> Tables<S> {
                 self.remove_port(key)?;
             }
         }
-        Ok(())
+        delta.ranges.as_ref().map_or(Ok(()), |wanted| ranges::set(&mut self.store, wanted))
     }
 
     /// Frees what nobody reads any more and tries again what did not fit.
@@ -224,7 +226,7 @@ impl<S: Store> Tables<S> {
         unfit.chain(skipped).filter(move |(key, _)| seen.insert((*key).clone()))
     }
 
-    /// Whether endpoints have left UDP Service ports since the last call.
+    /// Whether endpoints have left UDP Service ports since the last call, or silence has.
     pub fn take_udp_left(&mut self) -> bool {
         std::mem::take(&mut self.udp_left)
     }
@@ -300,6 +302,7 @@ impl<S: Store> Tables<S> {
         let Some(entry) = self.entries.remove(key) else {
             return Ok(());
         };
+        self.udp_left |= key.protocol == Protocol::Udp;
         self.store.publish(entry.index, ServicePointer::default());
         self.store.remove_name(entry.index)?;
         for index in &entry.backends {
@@ -319,6 +322,10 @@ impl<S: Store> Tables<S> {
         self.store.barrier()?;
         let Retired { services, records, backends, slots, sources } =
             std::mem::take(&mut self.retired);
+        if !services.is_empty() {
+            let gone: BTreeSet<u32> = services.iter().copied().collect();
+            self.store.forget_counts(|service| gone.contains(&service.0))?;
+        }
         services.into_iter().for_each(|index| self.services.give(index));
         records.into_iter().for_each(|index| self.records.give(index));
         backends.into_iter().for_each(|index| self.backends.give(index));
@@ -343,6 +350,11 @@ impl<S: Store> Tables<S> {
         self.store.set_generation(index, generation);
         self.store.set_backend_flags(index, 0);
         self.retired.backends.push(index.0);
+    }
+
+    /// Whether there is a Service port of this protocol.
+    pub fn serves(&self, protocol: Protocol) -> bool {
+        self.entries.keys().any(|key| key.protocol == protocol)
     }
 
     /// The index of a Service port, for tests and tools.

@@ -5,7 +5,7 @@
 
 use lb_common::abi::{
     Address, Backend, BackendIndex, ClientAddresses, Device, Frontend, FrontendKey, ServiceIndex,
-    ServiceName, ServicePointer, ServiceRecord, SourceRange,
+    ServiceName, ServicePointer, ServiceRange, ServiceRanges, ServiceRecord, SourceRange,
 };
 
 /// The tables whose fill is watched.
@@ -76,6 +76,12 @@ pub trait Store {
     fn set_backend_flags(&mut self, index: BackendIndex, flags: u16);
     /// Makes flows to a backend stale: one aligned 32-bit store.
     fn set_generation(&mut self, index: BackendIndex, generation: u32);
+    /// Element of SERVICE_RANGES.
+    fn service_ranges(&self, family: u32) -> ServiceRanges;
+    /// Writes a range of an element that isn't in use.
+    fn set_service_range(&mut self, family: u32, at: usize, range: &ServiceRange);
+    /// Changes which ranges of an element are in use: one aligned 32-bit store.
+    fn use_service_ranges(&mut self, family: u32, used: u32);
 
     /// All of FRONTENDS.
     fn frontends(&self) -> Result<Vec<(FrontendKey, Frontend)>, StoreError>;
@@ -113,6 +119,10 @@ pub trait Store {
     fn set_device(&mut self, index: u32, device: &Device) -> Result<(), StoreError>;
     /// Removes an entry; gone already is fine.
     fn remove_device(&mut self, index: u32) -> Result<(), StoreError>;
+
+    /// Takes what was counted for those of the Services that `gone` names from their indexes: each may
+    /// be given to another.
+    fn forget_counts(&mut self, gone: impl Fn(ServiceIndex) -> bool) -> Result<(), StoreError>;
 
     /// Returns when every program run that began before the call has ended: what was unpublished
     /// before may be written again after.

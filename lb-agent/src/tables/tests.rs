@@ -488,7 +488,7 @@ proptest! {
 }
 
 #[test]
-fn cluster_ips_are_marked_as_such_beside_the_nodes_own_addresses() {
+fn service_addresses_are_marked_as_such_beside_the_nodes_own() {
     let flags = |tables: &Tables<FakeStore>| -> Vec<(String, u32)> {
         let addresses = tables.store().addresses.iter();
         addresses.map(|(address, flags)| (IpAddr::from(*address).to_string(), *flags)).collect()
@@ -496,7 +496,8 @@ fn cluster_ips_are_marked_as_such_beside_the_nodes_own_addresses() {
     let (first, second) = (frontend(1).address.to_string(), frontend(2).address.to_string());
     let both = [(1, FrontendKind::ClusterIp, vec![1]), (2, FrontendKind::ExternalIp, vec![1])];
     let mut tables = applied(FakeStore::new(16, 16, 64), &desired(&both));
-    assert_eq!(flags(&tables), [(first.clone(), AddressFlags::CLUSTER_IP)]);
+    let external = (second.clone(), AddressFlags::EXTERNAL);
+    assert_eq!(flags(&tables), [(first.clone(), AddressFlags::CLUSTER_IP), external]);
 
     // The node has both addresses as its own, and serves NodePorts on one.
     let own = [(frontend(1).address, false), (frontend(2).address, true)];
@@ -504,7 +505,10 @@ fn cluster_ips_are_marked_as_such_beside_the_nodes_own_addresses() {
     tables.set_node(&facts, |_| false).unwrap();
     let node_ports = AddressFlags::NODE | AddressFlags::NODE_PORTS;
     let one = AddressFlags::NODE | AddressFlags::CLUSTER_IP;
-    assert_eq!(flags(&tables), [(first.clone(), one), (second.clone(), node_ports)]);
+    assert_eq!(
+        flags(&tables),
+        [(first.clone(), one), (second.clone(), node_ports | AddressFlags::EXTERNAL)]
+    );
 
     // A restart that finds the first Service gone keeps what is the node's.
     let only = desired(&[(2, FrontendKind::ClusterIp, vec![1])]);
@@ -554,6 +558,43 @@ fn endpoints_that_leave_udp_ports_are_told_once_and_those_of_tcp_ports_are_not()
 }
 
 #[test]
+fn udp_ports_whose_silence_changes_are_told_and_tcp_ports_are_not() {
+    let tcp = key("silent");
+    let udp = ServicePortKey { protocol: Protocol::Udp, ..tcp.clone() };
+    let of_policy = |internal_local: bool, backends: &[u8], are_local: bool| ServicePortPlan {
+        internal_local,
+        endpoints: endpoints(
+            backends.iter().map(|last| backend(*last, Placement::Remote)).collect(),
+            |_| are_local,
+        ),
+        ..plan(FrontendKind::ClusterIp, 2, backends)
+    };
+    let of_ranges = |ranges: &[&str]| ServicePortPlan {
+        source_ranges: Some(ranges.iter().map(|range| range.parse().unwrap()).collect()),
+        ..plan(FrontendKind::LoadBalancer, 2, &[1])
+    };
+    for (protocol, tells) in [(&udp, true), (&tcp, false)] {
+        let mut tables = applied(FakeStore::new(16, 16, 4096), &Desired::default());
+        for (case, plan, told) in [
+            ("there wasn't any", of_policy(true, &[1], false), false),
+            ("another endpoint elsewhere", of_policy(true, &[1, 2], false), false),
+            ("they are here", of_policy(true, &[1, 2], true), true),
+            ("they aren't any more: nothing was silent", of_policy(true, &[1, 2], false), false),
+            ("policy Cluster", of_policy(false, &[1, 2], false), true),
+            ("one leaves", of_policy(false, &[1], false), true),
+            ("ranges", of_ranges(&["10.0.0.0/8"]), false),
+            ("the same ranges", of_ranges(&["10.0.0.0/8"]), false),
+            ("other ranges", of_ranges(&["192.0.2.0/24"]), true),
+            ("no ranges", plan(FrontendKind::LoadBalancer, 2, &[1]), true),
+        ] {
+            let ports = [(protocol.clone(), Some(Arc::new(plan)))].into();
+            tables.apply(&Delta { ports, ..Delta::default() }).unwrap();
+            assert_eq!(tables.take_udp_left(), told && tells, "{case}, {protocol:?}");
+        }
+    }
+}
+
+#[test]
 fn endpoints_that_left_udp_ports_while_no_agent_ran_are_told_by_the_next_one() {
     let udp = ServicePortKey { protocol: Protocol::Udp, ..key("udp") };
     let with = |backends: &[u8]| {
@@ -568,4 +609,54 @@ fn endpoints_that_left_udp_ports_while_no_agent_ran_are_told_by_the_next_one() {
     let mut tables = Tables::adopt(tables.into_store()).unwrap();
     tables.reconcile(&with(&[2])).unwrap();
     assert!(tables.take_udp_left());
+}
+
+fn nets(texts: &[&str]) -> BTreeSet<ipnet::IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn service_ranges_are_exchanged_without_a_write_to_one_in_use() {
+    let mut tables = Tables::adopt(FakeStore::new(4, 4, 16)).unwrap();
+    let many: Vec<String> = (0..8).map(|n| format!("10.{n}.0.0/16")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let others: Vec<String> = (4..12).map(|n| format!("10.{n}.0.0/16")).collect();
+    let others: Vec<&str> = others.iter().map(String::as_str).collect();
+    for texts in
+        [&["10.0.0.0/16", "fd00::/112"][..], &many, &others, &["10.9.0.0/16"], &["fd01::/112"], &[]]
+    {
+        let wanted = nets(texts);
+        let delta = Delta { ranges: Some(wanted.clone()), ..Delta::default() };
+        tables.apply(&delta).unwrap();
+        let holds = |text: &str| {
+            let address = Address::from(text.parse::<IpAddr>().unwrap());
+            let family = if address.is_v4() { 0 } else { 1 };
+            tables.store.service_ranges[family].hold(address)
+        };
+        for n in 0..13 {
+            let text = format!("10.{n}.1.2");
+            let expected =
+                wanted.iter().any(|range| range.contains(&text.parse::<IpAddr>().unwrap()));
+            assert_eq!(holds(&text), expected, "{text} in {texts:?}");
+        }
+        assert_eq!(holds("fd00::1"), texts.contains(&"fd00::/112"));
+        assert_eq!(holds("fd01::1"), texts.contains(&"fd01::/112"));
+        let writes = tables.store.writes;
+        tables.apply(&delta).unwrap();
+        assert_eq!(tables.store.writes, writes, "the same ranges write nothing");
+    }
+}
+
+#[test]
+fn after_a_restart_the_ranges_stay_until_somebody_tells_them_anew() {
+    let mut tables = Tables::adopt(FakeStore::new(4, 4, 16)).unwrap();
+    let mut desired = Desired { ranges: Some(nets(&["10.96.0.0/16"])), ..Desired::default() };
+    tables.reconcile(&desired).unwrap();
+    let mut tables = Tables::adopt(tables.into_store()).unwrap();
+    desired.ranges = None;
+    tables.reconcile(&desired).unwrap();
+    assert_eq!(tables.store.service_ranges[0].used, 1);
+    desired.ranges = Some(BTreeSet::new());
+    tables.reconcile(&desired).unwrap();
+    assert_eq!(tables.store.service_ranges[0].used, 0);
 }

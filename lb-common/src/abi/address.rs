@@ -13,6 +13,11 @@ pub struct Address([u32; 4]);
 /// The third word of a mapped address.
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
+/// 192.0.0.8, the IPv4 dummy address (RFC 7600): nobody's, and no router forwards it.
+const DISCARD_V4: Address = Address::mapped(0xc000_0008_u32.to_be());
+/// 100::1, of the IPv6 discard prefix (RFC 6666).
+const DISCARD_V6: Address = Address([0x0100_0000_u32.to_be(), 0, 0, 1_u32.to_be()]);
+
 impl Address {
     /// `::`, the wildcard of IPv6.
     pub const UNSPECIFIED_V6: Self = Self([0; 4]);
@@ -38,6 +43,17 @@ impl Address {
         Self(words)
     }
 
+    /// Becomes the address with these words in memory order, one by one (see [`crate::abi::Flow::copy_from`]).
+    #[inline(always)]
+    pub fn copy_from(&mut self, words: &[u32; 4]) {
+        let [a, b, c, d] = words;
+        let [to_a, to_b, to_c, to_d] = &mut self.0;
+        *to_a = *a;
+        *to_b = *b;
+        *to_c = *c;
+        *to_d = *d;
+    }
+
     /// The four words in memory order.
     #[inline(always)]
     pub const fn words(self) -> [u32; 4] {
@@ -55,6 +71,21 @@ impl Address {
     #[inline(always)]
     pub const fn wildcard(self) -> Self {
         if self.is_v4() { Self::UNSPECIFIED_V4 } else { Self::UNSPECIFIED_V6 }
+    }
+
+    /// Of this address's family, the one that leads to nobody: where a socket is connected whose packets
+    /// are to be dropped in silence.
+    #[inline(always)]
+    pub const fn discard(self) -> Self {
+        if self.is_v4() { DISCARD_V4 } else { DISCARD_V6 }
+    }
+
+    /// Whether it leads to nobody ([`discard`](Self::discard)).
+    #[inline(always)]
+    pub const fn is_discard(self) -> bool {
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = self.discard().0;
+        a == e && b == f && c == g && d == h
     }
 
     /// Whether it is the unspecified address of its family.
@@ -115,6 +146,17 @@ mod tests {
         assert!(!of("::").is_loopback() && !of("128.0.0.1").is_loopback());
         assert!(of("::").is_unspecified() && of("0.0.0.0").is_unspecified());
         assert!(!of("::1").is_unspecified() && !of("0.0.0.1").is_unspecified());
+    }
+
+    #[test]
+    fn each_family_has_an_address_that_leads_to_nobody() {
+        let of = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        assert_eq!(of("10.0.0.1").discard(), of("192.0.0.8"));
+        assert_eq!(of("fd00::1").discard(), of("100::1"));
+        assert!(of("192.0.0.8").is_discard() && of("100::1").is_discard());
+        for other in ["192.0.0.9", "100::", "100::2", "100:0:0:1::1", "0.0.0.1", "::"] {
+            assert!(!of(other).is_discard(), "{other}");
+        }
     }
 
     #[test]

@@ -13,8 +13,21 @@ pub struct Config {
     pub snat_port_min: u16,
     /// Last port for SNAT, host byte order; not below `snat_port_min`.
     pub snat_port_max: u16,
-    /// Always zero.
-    pub pad: u32,
+    /// Bits of [`ConfigFlags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Config::flags`]: who translates for pods (`--pod-path`), and what is counted
+/// (`--traffic-counters`).
+pub struct ConfigFlags;
+
+impl ConfigFlags {
+    /// Socket hooks serve the node's own sockets alone, not those of pods.
+    pub const NODE_SOCKETS_ONLY: u32 = 1;
+    /// Hooks on pods' devices serve every protocol; without it, those alone that have no socket hook.
+    pub const POD_PACKETS: u32 = 1 << 1;
+    /// TRAFFIC is counted.
+    pub const TRAFFIC: u32 = 1 << 2;
 }
 
 const _: () = assert!(size_of::<Config>() == 16 && align_of::<Config>() == 8);

@@ -101,8 +101,8 @@ pub struct FlowFlags;
 impl FlowFlags {
     /// This entry is the reply direction (backend to client).
     pub const REPLY: u32 = 1;
-    /// The backend is on this node: packets go up the stack, replies are rewritten at egress.
-    /// Without it the flow is forwarded in both directions by us.
+    /// The client or the backend is on this node: packets pass its stack, and are rewritten where they
+    /// come in, replies where they leave. Without it the flow is forwarded in both directions by us.
     pub const LOCAL: u32 = 1 << 1;
     /// A TCP FIN was seen in this direction.
     pub const FIN: u32 = 1 << 2;
@@ -110,6 +110,14 @@ impl FlowFlags {
     pub const RST: u32 = 1 << 3;
     /// A reply was seen (kept in both entries).
     pub const ANSWERED: u32 = 1 << 4;
+    /// Another proxy's: its packets are passed on untouched, in both directions. It has one entry, whose
+    /// `translated` is the inverse of its key, so that it is its own other direction; backend 0 when
+    /// nobody knows where it goes.
+    pub const FOREIGN: u32 = 1 << 5;
+    /// The client is a process of this node that no socket hook serves (SCTP): its packets are rewritten
+    /// where they would leave, and sent on by us; replies where they come in, and go up the stack. With
+    /// [`LOCAL`](Self::LOCAL) its address is kept, as the backend is a pod of this node.
+    pub const FROM_NODE: u32 = 1 << 6;
 }
 
 // SAFETY: `repr(C)` over Pod fields of alignment 4 or 2 in pairs; the const assertions below prove

@@ -15,6 +15,11 @@ impl AddressFlags {
     /// The ClusterIP of a Service: on ports that no Service has there, connections are refused
     /// (kube-proxy, nftables/proxier.go, chain `cluster-ips-check`).
     pub const CLUSTER_IP: u32 = 1 << 2;
+    /// An external IP or a load balancer's address of a Service. What no Service has there is the
+    /// business of whoever has the address.
+    pub const EXTERNAL: u32 = 1 << 3;
+    /// Packets to such an address may be translated.
+    pub const OURS: u32 = Self::NODE | Self::CLUSTER_IP | Self::EXTERNAL;
 }
 
 /// Value of DEVICES: a device on which packets enter from outside or from other nodes.

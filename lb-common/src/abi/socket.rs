@@ -47,6 +47,9 @@ pub struct ReverseKey {
 
 /// Value of REVERSE: the frontend that the application connected or sent to, and the backend that was chosen for
 /// it. When the backend's generation is another one by now, the endpoint has left.
+///
+/// Under the key of an address that leads to nobody ([`Address::discard`]) there is no backend (0), and the
+/// generation is the number of the set of source ranges that the client isn't in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(4))]
 pub struct ReverseValue {

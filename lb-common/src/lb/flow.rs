@@ -4,7 +4,7 @@ use crate::abi::{BackendIndex, Flow, FlowFlags, FlowKey};
 use crate::env::{Env, RENEWAL_TICKS, Tables};
 use crate::family::Family;
 use crate::packet::{Packet, Work};
-use crate::wire::{ip, transport};
+use crate::wire::transport;
 
 /// Finds the flow of a packet and copies its entry to `work.entry`. A flow that must not be used
 /// any more is removed, so that the packet opens a new one.
@@ -38,11 +38,11 @@ pub fn find<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> bool {
 
 /// Ends the flow whose replies would be taken for those to this packet, which isn't ours: a client
 /// that uses the port of a flow to a local backend again, now to talk to that backend directly.
-/// Seen at the segment that opens a connection, and at any datagram. The newer use wins.
+/// Seen at the packet that opens a connection, and at any datagram. The newer use wins.
 #[inline(always)]
 pub fn give_way<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) {
     let Work { packet, key, other, .. } = work;
-    if packet.protocol() == ip::TCP && !packet.opens() {
+    if packet.is_connection() && !packet.opens() {
         return;
     }
     *key = packet.tuple.inverse();
@@ -61,7 +61,7 @@ pub fn give_way<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) {
 /// Whether a packet in the forward direction needs a new choice of backend.
 ///
 /// UDP follows its endpoint's generation: the first datagram after the endpoint left goes
-/// elsewhere. TCP is never cut: only a segment that opens a connection looks, when its port is
+/// elsewhere. Connections are never cut: only a packet that opens one looks, when its port is
 /// used again after the last connection ended or its endpoint left.
 #[inline(always)]
 fn outdated<F: Family, T: Tables>(
@@ -72,7 +72,7 @@ fn outdated<F: Family, T: Tables>(
     generation: u32,
 ) -> bool {
     let stale = || tables.backend(backend).is_none_or(|entry| entry.generation != generation);
-    if packet.protocol() == ip::TCP {
+    if packet.is_connection() {
         packet.opens() && (flags & (FlowFlags::FIN | FlowFlags::RST) != 0 || stale())
     } else {
         stale()
@@ -83,10 +83,10 @@ fn outdated<F: Family, T: Tables>(
 #[inline(always)]
 fn seen<F: Family>(packet: &Packet<F>, flags: u32) -> u32 {
     let mut bits = 0;
-    if packet.tcp_flags & transport::FIN != 0 {
+    if packet.flags & transport::FIN != 0 {
         bits |= FlowFlags::FIN;
     }
-    if packet.tcp_flags & transport::RST != 0 {
+    if packet.flags & transport::RST != 0 {
         bits |= FlowFlags::RST;
     }
     if flags & FlowFlags::REPLY != 0 {

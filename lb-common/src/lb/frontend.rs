@@ -5,7 +5,7 @@ use crate::bytes::Be16;
 use crate::env::Tables;
 
 /// A destination as a packet or an application names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
     /// Address.
     pub address: Address,

@@ -1,8 +1,9 @@
 //! ICMP errors inside known flows: translated like the flow, so that path-MTU discovery and
 //! "port unreachable" work through us.
 
+use super::monitor::{Subject, Tuple};
 use super::rewrite::{self, Hop};
-use super::{DropReason, Side, Verdict, drop_packet};
+use super::{DropReason, Side, Verdict, drop_packet, drop_untold};
 use crate::abi::{Flow, FlowFlags, FlowKey};
 use crate::env::{Env, Route, RouteQuery};
 use crate::packet::{IcmpError, ReadHeader, Work};
@@ -21,13 +22,19 @@ pub(super) fn translate<F: ReadHeader, E: Env<F>>(
         Some(known) => entry.copy_from(known),
         None => return Verdict::Pass,
     }
+    if entry.flags & FlowFlags::FOREIGN != 0 {
+        return Verdict::Pass;
+    }
     let local = entry.flags & FlowFlags::LOCAL != 0;
     let reply = entry.flags & FlowFlags::REPLY != 0;
+    const BACK_TO_NODE: u32 = FlowFlags::FROM_NODE | FlowFlags::REPLY;
+    let to_node = matches!(side, Side::Ingress) && entry.flags & BACK_TO_NODE == BACK_TO_NODE;
     // Where the flow's own source is translated, everything on that side hides behind the same
     // address; else the router keeps its own.
     let source =
         if entry.translated.source == key.source { error.source } else { entry.translated.source };
     match (side, local, reply) {
+        _ if to_node => rewritten(env, error, entry, key, source, Hop::Keep, Verdict::Deliver),
         (Side::Ingress, true, false) | (Side::Egress, true, true) => {
             rewritten(env, error, entry, key, source, Hop::Keep, Verdict::Deliver)
         }
@@ -43,15 +50,21 @@ pub(super) fn translate<F: ReadHeader, E: Env<F>>(
                 Route::Via { device } | Route::TooBig { device, .. } => device,
                 Route::Elsewhere => return Verdict::Pass,
                 Route::Stack | Route::None => {
-                    return drop_packet(env, entry.service, DropReason::NoRoute);
+                    return drop_packet(env, work, subject(&work.entry), DropReason::NoRoute);
                 }
             };
             if error.hop_limit <= 1 {
-                return drop_packet(env, entry.service, DropReason::HopLimit);
+                return drop_packet(env, work, subject(&work.entry), DropReason::HopLimit);
             }
             rewritten(env, error, entry, key, source, Hop::Decrement, Verdict::Forward)
         }
     }
+}
+
+/// The error, as the flow's packet that it travels with.
+#[inline(always)]
+fn subject<F: ReadHeader>(flow: &Flow<F>) -> Subject {
+    Subject { tuple: Tuple::Error, ..Subject::flow(flow) }
 }
 
 #[inline(always)]
@@ -68,6 +81,6 @@ fn rewritten<F: ReadHeader, E: Env<F>>(
     if rewrite::icmp_error(env, error, source, flow.translated.destination, quoted, hop) {
         verdict
     } else {
-        drop_packet(env, flow.service, DropReason::Rewrite)
+        drop_untold(env, flow.service, DropReason::Rewrite)
     }
 }

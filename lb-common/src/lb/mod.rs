@@ -7,23 +7,29 @@
 pub mod affinity;
 pub mod answer;
 pub mod flow;
+pub mod fragment;
 pub mod frontend;
 pub mod icmp;
+pub mod monitor;
 pub mod open;
 pub mod policy;
+mod range;
 mod reason;
 pub mod rewrite;
 pub mod select;
 pub mod snat;
 pub mod socket;
 pub mod source;
+pub mod takeover;
 
 pub use answer::Answer;
 pub use reason::DropReason;
 
-use crate::abi::{Flow, FlowFlags, FlowKey, ServiceIndex};
-use crate::env::{Env, Route, RouteQuery};
+use crate::abi::{Flow, FlowFlags, FlowKey, ServiceIndex, TrafficKey};
+use crate::env::{Carried, Env, Route, RouteQuery};
 use crate::packet::{self, Kind, Packet, ReadHeader, Work};
+use monitor::Subject;
+use policy::Client;
 
 /// What becomes of a packet. Rewriting has been done when a verdict asks to send it.
 ///
@@ -38,10 +44,17 @@ pub enum Verdict {
     Deliver,
     /// Rewritten; leaves through [`Work::device`] to the next hop of the last route answer.
     Forward,
+    /// Rewritten for a process of this node; enters the stack through [`Work::device`], as strict
+    /// reverse path filters want it: that is where the last route answer leads to its source.
+    Raise,
     /// The sender gets the ICMP error [`Work::answer`]; the packet itself is untouched so far.
     Answer,
     /// The sender gets a TCP reset; the packet itself is untouched so far.
     Reset,
+    /// For the program that carries SCTP; untouched so far.
+    HandOver,
+    /// A copy waits for the first fragment of its datagram; the packet itself goes nowhere.
+    Parked,
     /// Dropped and counted.
     Drop,
 }
@@ -53,49 +66,122 @@ enum Side {
     Egress,
 }
 
-/// A packet that arrived on an external device.
+/// A packet that arrived on an external device, or from a pod.
 #[inline(always)]
 pub fn ingress<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict {
     match packet::parse(env, work) {
         Kind::Transport => {
-            if flow::find(env, work) {
-                carry(env, work, Side::Ingress)
+            if !env.serves(work.packet.protocol()) {
+                Verdict::Pass
+            } else if flow::find(env, work) {
+                carry(env, work, Side::Ingress, 0)
             } else if E::FINAL {
-                open::new_flow(env, work)
+                open::new_flow(env, work, Side::Ingress)
             } else {
                 // The first packet of a flow is opened by the hook behind this one.
                 Verdict::Pass
             }
         }
         Kind::Error => icmp::translate(env, work, Side::Ingress),
+        Kind::Sctp => Verdict::HandOver,
+        Kind::Parked => Verdict::Parked,
+        Kind::Lost => drop_untold(env, ServiceIndex(0), DropReason::Rewrite),
         Kind::Unknown => Verdict::Pass,
     }
 }
 
-/// A packet that is about to leave through an external device: only replies of local backends
-/// concern us.
+/// A packet that is about to leave through an external device, or to a pod: replies to those whose
+/// packets were translated on their way in concern us, and packets that had better stay.
 #[inline(always)]
 pub fn egress<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict {
     match packet::parse(env, work) {
         Kind::Transport => {
-            if flow::find(env, work) {
-                carry(env, work, Side::Egress)
-            } else {
-                Verdict::Pass
+            if env.serves(work.packet.protocol()) && flow::find(env, work) {
+                return carry(env, work, Side::Egress, 0);
             }
+            if E::CLIENTS == Client::Outside {
+                takeover::vacate(env, work);
+            }
+            if opens_leaving::<F, E>() {
+                let verdict = open::new_flow(env, work, Side::Egress);
+                if verdict != Verdict::Pass {
+                    return verdict;
+                }
+            }
+            leave(env)
         }
         Kind::Error => icmp::translate(env, work, Side::Egress),
-        Kind::Unknown => Verdict::Pass,
+        Kind::Sctp => Verdict::HandOver,
+        Kind::Parked => Verdict::Parked,
+        Kind::Lost => drop_untold(env, ServiceIndex(0), DropReason::Rewrite),
+        Kind::Unknown => leave(env),
     }
+}
+
+/// Whether what leaves here may be for a Service still: no socket hook sees SCTP, so what the node's own
+/// processes send gets as far as the device that a route leads to.
+#[inline(always)]
+const fn opens_leaving<F: ReadHeader, E: Env<F>>() -> bool {
+    E::SCTP && matches!(E::CLIENTS, Client::Outside)
+}
+
+/// What isn't a flow's goes its way, unless it would leave the node and mustn't.
+#[inline(always)]
+fn leave<F: ReadHeader, E: Env<F>>(env: &mut E) -> Verdict {
+    match E::CLIENTS {
+        Client::Outside => range::leave(env),
+        Client::OnNode => Verdict::Pass,
+    }
+}
+
+/// Rewrites a packet of a known flow, sends it on and counts it. `opened` is 1 for the packet that
+/// opened the flow, else 0.
+#[inline(always)]
+fn carry<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    work: &mut Work<F>,
+    side: Side,
+    opened: u32,
+) -> Verdict {
+    let verdict = send_on(env, work, side);
+    let carried = matches!(verdict, Verdict::Deliver | Verdict::Forward | Verdict::Raise);
+    if carried || opened != 0 {
+        let Work { packet, entry: flow, .. } = work;
+        let key = TrafficKey {
+            service: flow.service,
+            backend: flow.backend,
+            generation: flow.generation,
+        };
+        env.count_carried(
+            &key,
+            &Carried {
+                flows: opened,
+                reply: flow.flags & FlowFlags::REPLY != 0,
+                packets: if carried { env.wire_packets() } else { 0 },
+                bytes: if carried { packet.length } else { 0 },
+            },
+        );
+    }
+    if opened != 0 {
+        monitor::opened(env, work);
+    }
+    verdict
 }
 
 /// Rewrites a packet of a known flow and sends it on.
 #[inline(always)]
-fn carry<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>, side: Side) -> Verdict {
+fn send_on<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>, side: Side) -> Verdict {
+    if work.entry.flags & FlowFlags::FOREIGN != 0 {
+        return Verdict::Pass;
+    }
+    // Only SCTP's programs open such flows.
+    if E::SCTP && work.entry.flags & FlowFlags::FROM_NODE != 0 {
+        return send_for_node(env, work, side);
+    }
     let local = work.entry.flags & FlowFlags::LOCAL != 0;
     let reply = work.entry.flags & FlowFlags::REPLY != 0;
     match (side, local, reply) {
-        // A local backend's packets pass the stack: in at ingress, replies out at egress.
+        // What passes the stack: in at ingress, replies out at egress.
         (Side::Ingress, true, false) | (Side::Egress, true, true) => {
             if !E::FINAL {
                 return Verdict::Pass;
@@ -104,7 +190,19 @@ fn carry<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>, side: Side) 
         }
         // Everything else would be our own packet seen a second time.
         (Side::Ingress, true, true) | (Side::Egress, _, _) => Verdict::Pass,
-        (Side::Ingress, false, _) => forward(env, work),
+        (Side::Ingress, false, _) => forward(env, work, rewrite::Hop::Decrement),
+    }
+}
+
+/// From a process of this node on to its endpoint, and back.
+#[inline(always)]
+fn send_for_node<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>, side: Side) -> Verdict {
+    let reply = work.entry.flags & FlowFlags::REPLY != 0;
+    match (side, reply) {
+        (Side::Egress, false) => forward(env, work, rewrite::Hop::Keep),
+        (Side::Ingress, true) => raise(env, work),
+        // Our own packet seen a second time.
+        (Side::Egress, true) | (Side::Ingress, false) => Verdict::Pass,
     }
 }
 
@@ -113,32 +211,60 @@ fn deliver<F: ReadHeader, E: Env<F>>(env: &mut E, packet: &Packet<F>, flow: &Flo
     if rewrite::transport(env, packet, &flow.translated, rewrite::Hop::Keep) {
         Verdict::Deliver
     } else {
-        drop_packet(env, flow.service, DropReason::Rewrite)
+        drop_untold(env, flow.service, DropReason::Rewrite)
+    }
+}
+
+/// Hands a reply to a process of this node up the stack, at the device that the request left through: a
+/// strict reverse path filter drops it elsewhere.
+#[inline(always)]
+fn raise<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict {
+    let verdict = deliver(env, &work.packet, &work.entry);
+    if verdict != Verdict::Deliver {
+        return verdict;
+    }
+    let query = RouteQuery {
+        source: F::Addr::default(),
+        destination: work.entry.translated.source,
+        protocol: work.packet.protocol(),
+        length: 0,
+    };
+    match env.route(&query) {
+        Route::Via { device } | Route::TooBig { device, .. } => {
+            work.device = device;
+            Verdict::Raise
+        }
+        Route::Stack | Route::Elsewhere | Route::None => Verdict::Deliver,
     }
 }
 
 /// Sends a packet of a forwarded flow to its next hop.
 #[inline(always)]
-fn forward<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict {
+fn forward<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    work: &mut Work<F>,
+    hop: rewrite::Hop,
+) -> Verdict {
     let Work { packet, entry: flow, device, answer, .. } = work;
+    let subject = Subject::flow(flow);
     *device = match route(env, packet, &flow.translated) {
         Route::Via { device } => device,
         // What may be fragmented leaves as it is; the output path of the device splits it.
         Route::TooBig { device, .. } if !packet.dont_fragment => device,
         Route::TooBig { mtu, .. } => {
             *answer = Answer::TooBig { mtu };
-            return tell(env, packet, flow.service, DropReason::Answer);
+            return tell(env, work, subject, DropReason::Answer);
         }
         Route::Elsewhere => return Verdict::Pass,
         // The far end moved onto this node, or the route is gone: not ours to deliver.
-        Route::Stack | Route::None => return drop_packet(env, flow.service, DropReason::NoRoute),
+        Route::Stack | Route::None => return drop_packet(env, work, subject, DropReason::NoRoute),
     };
-    if packet.hop_limit <= 1 {
+    if hop == rewrite::Hop::Decrement && packet.hop_limit <= 1 {
         *answer = Answer::TimeExceeded;
-        return tell(env, packet, flow.service, DropReason::HopLimit);
+        return tell(env, work, subject, DropReason::HopLimit);
     }
-    if !rewrite::transport(env, packet, &flow.translated, rewrite::Hop::Decrement) {
-        return drop_packet(env, flow.service, DropReason::Rewrite);
+    if !rewrite::transport(env, packet, &flow.translated, hop) {
+        return drop_untold(env, flow.service, DropReason::Rewrite);
     }
     Verdict::Forward
 }
@@ -166,20 +292,37 @@ fn route<F: ReadHeader, E: Env<F>>(env: &mut E, packet: &Packet<F>, to: &FlowKey
 #[inline(always)]
 fn tell<F: ReadHeader, E: Env<F>>(
     env: &mut E,
-    packet: &Packet<F>,
-    service: ServiceIndex,
+    work: &Work<F>,
+    subject: Subject,
     otherwise: DropReason,
 ) -> Verdict {
-    if packet.has_transport { Verdict::Answer } else { drop_packet(env, service, otherwise) }
+    if work.packet.has_transport {
+        Verdict::Answer
+    } else {
+        drop_packet(env, work, subject, otherwise)
+    }
 }
 
-/// Counts the reason and drops.
+/// Counts the reason and drops, and tells nobody who watches: what would leave for nobody may have no
+/// ports, and the rest doesn't happen.
 #[inline(always)]
-fn drop_packet<F: ReadHeader, E: Env<F>>(
+fn drop_untold<F: ReadHeader, E: Env<F>>(
     env: &mut E,
     service: ServiceIndex,
     reason: DropReason,
 ) -> Verdict {
     env.count_drop(service, reason);
+    Verdict::Drop
+}
+
+/// Counts the reason, tells who watches, and drops.
+#[inline(always)]
+fn drop_packet<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    work: &Work<F>,
+    subject: Subject,
+    reason: DropReason,
+) -> Verdict {
+    monitor::not_served(env, work, subject, reason);
     Verdict::Drop
 }

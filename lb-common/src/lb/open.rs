@@ -1,10 +1,11 @@
 //! The first packet of a flow: `frontend → policy → select → claim`.
 
 use super::frontend::{self, Destination, Found, Lookup};
+use super::monitor::{self, Subject};
 use super::policy::{self, Allowed, Candidates, Client};
 use super::snat::{self, Source};
 use super::{
-    Answer, DropReason, Side, Verdict, affinity, carry, drop_packet, flow, select, source,
+    Answer, DropReason, Side, Verdict, affinity, carry, drop_packet, flow, select, source, takeover,
 };
 use crate::abi::{AffinityKey, BackendFlags, BackendIndex, Device, Flow, FlowFlags, ServiceIndex};
 use crate::bytes::Be16;
@@ -22,52 +23,74 @@ struct Chosen<F: Family> {
     flags: u16,
 }
 
-/// How a backend is reached.
-enum Path<F: Family> {
-    /// Up the stack of this node.
+/// How a backend is reached. Source address and device are in the working memory: a value that only
+/// some variants have is read from uninitialised stack in the others, which Linux 6.1 refuses.
+#[derive(Clone, Copy)]
+enum Path {
+    /// Through the stack of this node.
     Local,
-    /// Forwarded, with this source address.
-    Remote { source: F::Addr, device: u32 },
+    /// Forwarded, with an address of the node as source.
+    Remote,
     /// Not from here.
-    Verdict(Verdict),
-    /// Not at all.
-    Drop(DropReason),
+    Elsewhere,
+    /// Not at all: [`DropReason::NoRoute`].
+    NoRoute,
+    /// Not at all: [`DropReason::NoSourceAddress`].
+    NoSource,
 }
 
-/// Opens a flow for a packet from outside, if its destination is a Service's.
+/// Opens a flow for a packet, if its destination is a Service's. At egress it is one of this node's own
+/// processes.
 #[inline(always)]
-pub fn new_flow<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict {
+pub(super) fn new_flow<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    work: &mut Work<F>,
+    side: Side,
+) -> Verdict {
     let packet = &work.packet;
     let destination = Destination {
         address: F::widen(packet.tuple.destination),
         port: packet.tuple.destination_port,
         protocol: packet.protocol(),
     };
-    let found = match frontend::find(env, &destination, false) {
-        Lookup::Service(found) => found,
-        Lookup::UnknownPort => {
-            return refuse(env, work, ServiceIndex(0), DropReason::UnknownPort);
-        }
-        Lookup::NotOurs => {
+    let lookup = frontend::find(env, &destination, false);
+    if lookup == Lookup::NotOurs {
+        if side == Side::Ingress {
             flow::give_way(env, work);
-            return Verdict::Pass;
         }
+        return Verdict::Pass;
+    }
+    // What leaves has passed another proxy's rules already.
+    if side == Side::Ingress && takeover::leaves(env, &work.packet, &mut work.entry) {
+        return Verdict::Pass;
+    }
+    let Lookup::Service(found) = lookup else {
+        return refuse(env, work, ServiceIndex(0), DropReason::UnknownPort);
     };
     let Some(record) = env.record(found.service) else {
-        return drop_packet(env, found.service, DropReason::Inconsistent);
+        let subject = Subject::packet(found.service);
+        return drop_packet(env, work, subject, DropReason::Inconsistent);
     };
     let from = packet.tuple.source;
     if !source::admitted(env, record, &found, |_| Some(F::widen(from))) {
-        return drop_packet(env, found.service, DropReason::SourceRange);
+        let subject = Subject::packet(found.service);
+        return drop_packet(env, work, subject, DropReason::SourceRange);
     }
-    match policy::allowed(record, &found, Client::Outside) {
-        Allowed::Endpoints(candidates) => choose_and_carry(env, work, &found, &candidates),
+    let client = match side {
+        Side::Ingress => E::CLIENTS,
+        Side::Egress => Client::OnNode,
+    };
+    match policy::allowed(record, &found, client) {
+        Allowed::Endpoints(candidates) => choose_and_carry(env, work, &found, &candidates, side),
         Allowed::Refuse => refuse(env, work, found.service, DropReason::NoEndpoints),
-        Allowed::Drop => drop_packet(env, found.service, DropReason::NoLocalEndpoint),
+        Allowed::Drop => {
+            let subject = Subject::packet(found.service);
+            drop_packet(env, work, subject, DropReason::NoLocalEndpoint)
+        }
     }
 }
 
-/// Counts the reason and tells the sender that nobody listens.
+/// Counts the reason, and tells who watches, and the sender, that nobody listens.
 #[inline(always)]
 fn refuse<F: ReadHeader, E: Env<F>>(
     env: &mut E,
@@ -75,12 +98,12 @@ fn refuse<F: ReadHeader, E: Env<F>>(
     service: ServiceIndex,
     reason: DropReason,
 ) -> Verdict {
-    env.count_drop(service, reason);
+    monitor::not_served(env, work, Subject::packet(service), reason);
     // Not for later fragments (see `tell`), and no reset for a reset.
-    if !work.packet.has_transport || work.packet.tcp_flags & transport::RST != 0 {
+    if !work.packet.has_transport || work.packet.flags & transport::RST != 0 {
         return Verdict::Drop;
     }
-    if work.packet.protocol() == ip::TCP {
+    if !E::SCTP && work.packet.protocol() == ip::TCP {
         return Verdict::Reset;
     }
     work.answer = Answer::PortUnreachable;
@@ -93,35 +116,55 @@ fn choose_and_carry<F: ReadHeader, E: Env<F>>(
     work: &mut Work<F>,
     found: &Found,
     candidates: &Candidates,
+    side: Side,
 ) -> Verdict {
-    let Work { packet, entry, key, .. } = work;
+    let Work { packet, entry, key, device, opened, .. } = work;
     let Some(chosen) = choose::<F, E>(env, packet, found, candidates) else {
-        return drop_packet(env, found.service, DropReason::Inconsistent);
+        let subject = Subject::packet(found.service);
+        return drop_packet(env, work, subject, DropReason::Inconsistent);
     };
-    let (source, local, device) = match path(env, packet, &chosen) {
-        Path::Local => (Source::Client, FlowFlags::LOCAL, 0),
-        Path::Remote { source, device } => (Source::Node(source), 0, device),
-        Path::Verdict(verdict) => return verdict,
-        Path::Drop(reason) => return drop_packet(env, found.service, reason),
+    *device = 0;
+    *opened = 0;
+    key.destination = packet.tuple.source;
+    let path = match E::CLIENTS {
+        Client::Outside if side == Side::Egress => {
+            path_from_node(env, packet, &chosen, &mut key.destination, device)
+        }
+        Client::Outside => path_from_outside(env, packet, &chosen, &mut key.destination, device),
+        Client::OnNode if chosen.address == packet.tuple.source => {
+            hairpin(env, packet, &chosen, &mut key.destination, device)
+        }
+        // The stack knows the way, for replies too: they pass it on their way to the pod.
+        Client::OnNode => Path::Local,
     };
+    let subject = Subject { backend: chosen.index, ..Subject::packet(found.service) };
+    let (source, way) = match path {
+        Path::Local => (Source::Client, FlowFlags::LOCAL),
+        Path::Remote => (Source::Node, 0),
+        Path::Elsewhere => return Verdict::Pass,
+        Path::NoRoute => return drop_packet(env, work, subject, DropReason::NoRoute),
+        Path::NoSource => return drop_packet(env, work, subject, DropReason::NoSourceAddress),
+    };
+    let way = if side == Side::Egress { way | FlowFlags::FROM_NODE } else { way };
     *entry = Flow {
         translated: packet.tuple.inverse(),
         backend: chosen.index,
         generation: chosen.generation,
         service: found.service,
         last_seen: env.now(),
-        flags: local | FlowFlags::REPLY,
-        device,
+        flags: way | FlowFlags::REPLY,
+        device: *device,
     };
     let backend = (chosen.address, chosen.port);
-    if let Err(reason) = snat::claim(env, &packet.tuple, source, backend, entry, key) {
-        return drop_packet(env, found.service, reason);
+    if let Err(reason) = snat::claim(env, &packet.tuple, source, backend, entry, key, opened) {
+        return drop_packet(env, work, subject, reason);
     }
     entry.translated = key.inverse();
-    entry.flags = local;
+    entry.flags = way;
     // A refused forward entry costs the next packet this work again; the claim is then adopted.
     let _ = env.insert_flow(&packet.tuple, entry);
-    carry(env, work, Side::Ingress)
+    let opened = *opened;
+    carry(env, work, side, opened)
 }
 
 #[inline(always)]
@@ -152,36 +195,91 @@ fn choose<F: ReadHeader, E: Env<F>>(
 }
 
 #[inline(always)]
-fn path<F: ReadHeader, E: Env<F>>(env: &mut E, packet: &Packet<F>, chosen: &Chosen<F>) -> Path<F> {
+fn path_from_outside<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    packet: &Packet<F>,
+    chosen: &Chosen<F>,
+    source: &mut F::Addr,
+    device: &mut u32,
+) -> Path {
     if chosen.flags & BackendFlags::LOCAL != 0 {
         return Path::Local;
     }
-    let query = RouteQuery {
+    let index = match route_to(env, packet, chosen) {
+        Route::Via { device } | Route::TooBig { device, .. } => device,
+        Route::Stack => return Path::Local,
+        Route::Elsewhere => return Path::Elsewhere,
+        Route::None => return Path::NoRoute,
+    };
+    let Some(external) = env.device(index) else {
+        // Behind a device that isn't external: a pod's. Unless the API says otherwise.
+        let remote = chosen.flags & BackendFlags::REMOTE != 0;
+        return if remote { Path::NoSource } else { Path::Local };
+    };
+    *source = source_address::<F>(external);
+    *device = index;
+    if *source == F::Addr::default() { Path::NoSource } else { Path::Remote }
+}
+
+/// From a process of this node: under its own address to pods here, else under that of the device that
+/// leads there, as whatever the process had chosen was for the way to the Service.
+#[inline(always)]
+fn path_from_node<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    packet: &Packet<F>,
+    chosen: &Chosen<F>,
+    source: &mut F::Addr,
+    device: &mut u32,
+) -> Path {
+    *device = match route_to(env, packet, chosen) {
+        Route::Via { device } | Route::TooBig { device, .. } => device,
+        Route::Elsewhere => return Path::Elsewhere,
+        // The node's own address: the stack takes no packet from itself that comes in.
+        Route::Stack | Route::None => return Path::NoRoute,
+    };
+    let Some(external) = env.device(*device) else {
+        return Path::Local;
+    };
+    *source = source_address::<F>(external);
+    if *source == F::Addr::default() { Path::NoSource } else { Path::Remote }
+}
+
+/// A pod that reaches itself: its kernel refuses packets from an address of its own, so they come from
+/// the node's, and go straight back to it. The stack would look at where they come from.
+#[inline(always)]
+fn hairpin<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    packet: &Packet<F>,
+    chosen: &Chosen<F>,
+    source: &mut F::Addr,
+    device: &mut u32,
+) -> Path {
+    *device = match route_to(env, packet, chosen) {
+        Route::Via { device } | Route::TooBig { device, .. } => device,
+        Route::Elsewhere => return Path::Elsewhere,
+        Route::Stack | Route::None => return Path::NoRoute,
+    };
+    *source = env.own_address();
+    if *source == F::Addr::default() { Path::NoSource } else { Path::Remote }
+}
+
+/// The route to the endpoint; the packet's length is judged when it is sent, with its real source.
+#[inline(always)]
+fn route_to<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    packet: &Packet<F>,
+    chosen: &Chosen<F>,
+) -> Route {
+    env.route(&RouteQuery {
         source: F::Addr::default(),
         destination: chosen.address,
         protocol: packet.protocol(),
-        // The length is judged when the packet is sent, with its real source.
         length: 0,
-    };
-    let device = match env.route(&query) {
-        Route::Via { device } | Route::TooBig { device, .. } => device,
-        Route::Stack => return Path::Local,
-        Route::Elsewhere => return Path::Verdict(Verdict::Pass),
-        Route::None => return Path::Drop(DropReason::NoRoute),
-    };
-    let Some(external) = env.device(device) else {
-        // Behind a device that isn't external: a pod's. Unless the API says otherwise.
-        let remote = chosen.flags & BackendFlags::REMOTE != 0;
-        return if remote { Path::Drop(DropReason::NoSourceAddress) } else { Path::Local };
-    };
-    match source_address::<F>(external) {
-        Some(source) => Path::Remote { source, device },
-        None => Path::Drop(DropReason::NoSourceAddress),
-    }
+    })
 }
 
+/// Unspecified when the device has none of this family.
 #[inline(always)]
-fn source_address<F: Family>(device: &Device) -> Option<F::Addr> {
-    let address = F::narrow(if F::HAS_HEADER_CHECKSUM { device.address4 } else { device.address6 });
-    (address != F::Addr::default()).then_some(address)
+fn source_address<F: Family>(device: &Device) -> F::Addr {
+    F::narrow(if F::HAS_HEADER_CHECKSUM { device.address4 } else { device.address6 })
 }

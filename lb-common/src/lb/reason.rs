@@ -28,11 +28,14 @@ pub enum DropReason {
     UnknownPort = 11,
     /// A load balancer address whose source ranges don't hold the client: dropped in silence.
     SourceRange = 12,
+    /// An address of a Service range that no Service has, or a port or protocol there that a Service
+    /// doesn't have: not let out of the node.
+    UnownedAddress = 13,
 }
 
 impl DropReason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NoEndpoints,
         Self::NoLocalEndpoint,
         Self::SnatExhausted,
@@ -45,6 +48,7 @@ impl DropReason {
         Self::HopLimit,
         Self::UnknownPort,
         Self::SourceRange,
+        Self::UnownedAddress,
     ];
 
     /// The metric label.
@@ -62,6 +66,7 @@ impl DropReason {
             Self::HopLimit => "hop_limit",
             Self::UnknownPort => "unknown_port",
             Self::SourceRange => "source_range",
+            Self::UnownedAddress => "unowned_address",
         }
     }
 

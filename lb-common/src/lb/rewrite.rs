@@ -6,6 +6,7 @@ use crate::env::{Balance, ChangeOf, ChecksumRule, Frame};
 use crate::family::Family;
 use crate::packet::{IcmpError, Packet};
 use crate::wire::checksum::Sum;
+use crate::wire::crc32c;
 use crate::wire::transport::{self, Ports};
 use crate::wire::{icmp, ip};
 
@@ -18,7 +19,7 @@ pub enum Hop {
     Decrement,
 }
 
-/// Rewrites a TCP or UDP packet to `to`. `false` when the packet could not be written.
+/// Rewrites a TCP, UDP or SCTP packet to `to`. `false` when the packet could not be written.
 #[inline(always)]
 pub fn transport<F: Family, E: Frame>(
     env: &mut E,
@@ -33,6 +34,9 @@ pub fn transport<F: Family, E: Frame>(
         return outer;
     }
     let l4 = packet.transport_offset::<E>();
+    if E::SCTP {
+        return outer && sctp_ports(env, packet, l4, to);
+    }
     let (field, rule) = if packet.protocol() == ip::UDP {
         (l4 + transport::UDP_CHECKSUM_OFFSET, ChecksumRule::Udp)
     } else {
@@ -42,6 +46,35 @@ pub fn transport<F: Family, E: Frame>(
         && env.change_transport_checksum(field, change, ChangeOf::PseudoHeader, rule)
         && env.change_transport_checksum(field, port_change(from, to), ChangeOf::Payload, rule)
         && env.store(l4, &ports(to), Balance::Balanced)
+}
+
+/// Ports of an SCTP packet, and its checksum, which covers no address.
+///
+/// A checksum of zero is one that the sender's kernel or a device will fill in (CHECKSUM_PARTIAL;
+/// net/sctp/output.c). That of a fragmented packet can't be told from its first piece.
+#[inline(always)]
+fn sctp_ports<F: Family, E: Frame>(
+    env: &mut E,
+    packet: &Packet<F>,
+    l4: u32,
+    to: &FlowKey<F>,
+) -> bool {
+    let (old, new): (u32, u32) = (bytemuck::cast(ports(&packet.tuple)), bytemuck::cast(ports(to)));
+    if old == new {
+        return true;
+    }
+    let field = l4 + transport::SCTP_CHECKSUM_OFFSET;
+    let Some(checksum) = env.load::<u32>(field) else {
+        return false;
+    };
+    if checksum != 0 {
+        let length = packet.length.wrapping_sub(l4 - E::IP_OFFSET);
+        let updated = crc32c::update(checksum, old, new, length);
+        if !packet.whole || !env.store(field, &updated, Balance::Unbalanced) {
+            return false;
+        }
+    }
+    env.store(l4, &ports(to), Balance::Unbalanced)
 }
 
 /// Rewrites an ICMP error: the outer header to `source` and `destination`, the quoted packet to

@@ -11,44 +11,40 @@ use crate::family::Family;
 /// is three quarters full, all of them are taken once in 10,000 tries.
 const TRIES: u32 = 32;
 
-/// Which sources are possible.
+/// Under whose address a flow reaches its backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source<F: Family> {
-    /// The client's own address; its port too, unless another frontend of the same backend has
-    /// that tuple already.
+pub enum Source {
+    /// The client's own, with its own port too, unless another frontend of the same backend has that
+    /// tuple already.
     Client,
-    /// This address of the node, a port of the SNAT range.
-    Node(F::Addr),
+    /// The node's, with a port of the SNAT range.
+    Node,
 }
 
 /// Finds a tuple for the backend's side of the flow, writes the reply entry under its inverse and
-/// leaves that inverse in `key`.
+/// leaves that inverse in `key`, whose destination is the source address already.
 ///
 /// `reply` is the reply entry as it will be written. The first candidate depends on the flow
-/// alone: when the table lost the forward entry, the reply entry is found here and adopted.
+/// alone: when the table lost the forward entry, the reply entry is found here and adopted; only
+/// one that is new makes `opened` 1.
 #[inline(always)]
 pub fn claim<F: Family, E: Env<F>>(
     env: &mut E,
     from: &FlowKey<F>,
-    source: Source<F>,
+    source: Source,
     backend: (F::Addr, Be16),
     reply: &Flow<F>,
     key: &mut FlowKey<F>,
+    opened: &mut u32,
 ) -> Result<(), DropReason> {
     let (first, last) = env.snat_ports();
     let range = last.wrapping_sub(first) as u32 + 1;
     let start = select::mix(select::tuple_hash(from) ^ F::fold(from.destination))
         ^ from.destination_port.get() as u32;
-    *key = FlowKey {
-        source: backend.0,
-        destination: match source {
-            Source::Client => from.source,
-            Source::Node(address) => address,
-        },
-        source_port: backend.1,
-        destination_port: from.source_port,
-        protocol: from.protocol,
-    };
+    key.source = backend.0;
+    key.source_port = backend.1;
+    key.destination_port = from.source_port;
+    key.protocol = from.protocol;
     for attempt in 0..TRIES {
         let keeps_port = attempt == 0 && source == Source::Client;
         if !keeps_port {
@@ -66,7 +62,10 @@ pub fn claim<F: Family, E: Env<F>>(
             continue;
         }
         match env.insert_flow(key, reply) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                *opened = 1;
+                return Ok(());
+            }
             Err(InsertError::Exists) => {}
             Err(InsertError::Refused) => return Err(DropReason::FlowTable),
         }

@@ -5,10 +5,10 @@
 
 use super::frontend::{self, Destination, Lookup};
 use super::policy::{self, Allowed, Candidates, Client};
-use super::{DropReason, affinity, select, source};
+use super::{DropReason, affinity, monitor, select, source, takeover};
 use crate::abi::{
-    Address, AffinityKey, Backend, BackendIndex, ClientAddresses, PeerKey, PeerValue, ReverseKey,
-    ReverseValue, ServiceIndex,
+    Address, AffinityKey, Backend, BackendIndex, ClientAddresses, Event, PeerKey, PeerValue,
+    ReverseKey, ReverseValue, ServiceIndex, SourceSet, TrafficKey,
 };
 use crate::bytes::Be16;
 use crate::env::Tables;
@@ -26,9 +26,15 @@ pub trait SocketEnv: Tables {
     fn namespace(&self) -> u64;
     /// Whether that is the node's own.
     fn in_host_namespace(&self) -> bool;
+    /// Whether sockets in pods are translated, and not their packets.
+    fn serves_pods(&self) -> bool;
     /// The address that the socket is bound to, or that this datagram names as its source; an
     /// unspecified one when the kernel is to choose.
     fn bound(&self) -> Address;
+    /// The port that the socket is bound to; 0 where it isn't yet.
+    fn local_port(&self) -> Be16;
+    /// Whether the flow table has an entry of another proxy for datagrams from this address and port.
+    fn is_foreign_flow(&self, from: (Address, Be16), destination: &Destination) -> bool;
     /// CLIENTS: the addresses of a network namespace.
     fn client_addresses(&self, namespace: u64) -> Option<ClientAddresses>;
     /// Where the socket is connected at the moment.
@@ -43,6 +49,8 @@ pub trait SocketEnv: Tables {
     fn set_reverse(&mut self, key: &ReverseKey, value: &ReverseValue);
     /// Removes an entry of REVERSE.
     fn clear_reverse(&mut self, key: &ReverseKey);
+    /// EVENTS: tells who watches, if it is what they want. The time and the hook are still to be written.
+    fn report(&self, event: &mut Event);
 }
 
 /// What the application's call gets.
@@ -52,9 +60,12 @@ pub enum SocketVerdict {
     Pass,
     /// This address and port instead.
     Translate(Address, Be16),
+    /// Silence: the address that leads to nobody ([`Address::discard`]) instead, with the same port.
+    /// Policy Local, and no endpoint on this node; or a source that isn't admitted.
+    Discard,
     /// An error: refused, as by a host with nobody listening.
     Refuse,
-    /// An error: policy Local, and no endpoint on this node; or a source that isn't admitted.
+    /// An error: only some sources are admitted, and nobody knows this one.
     Unreachable,
 }
 
@@ -62,26 +73,27 @@ pub enum SocketVerdict {
 enum Resolved {
     NotOurs,
     Verdict(SocketVerdict),
+    /// Dropped in silence; the set of source ranges that the client isn't in, 0 if it is the policy's.
+    Silence(SourceSet),
     Endpoints(ServiceIndex, Candidates),
 }
 
 /// `connect` on a TCP or UDP socket.
 #[inline(always)]
 pub fn connect<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVerdict {
+    if takeover::yields(env) {
+        return pass(env, destination);
+    }
     let (service, candidates) = match resolve(env, destination) {
-        Resolved::NotOurs => {
-            forget_backend(env, destination);
-            // A socket that left a Service for one of its endpoints shows the endpoint. Not for TCP,
-            // where that takes a `connect` to AF_UNSPEC between two connections, and where every
-            // direct connection would pay for it.
-            if destination.protocol == ip::UDP {
-                env.clear_reverse(&reverse_key(env, destination.address, destination.port));
-            }
-            return SocketVerdict::Pass;
-        }
+        Resolved::NotOurs => return pass(env, destination),
         // The call fails before the kernel touches the socket: a connected UDP socket keeps its
         // peer (net/ipv4/af_inet.c, inet_dgram_connect), and so do we.
         Resolved::Verdict(verdict) => return verdict,
+        Resolved::Silence(sources) => {
+            forget_backend(env, destination);
+            remember_silence(env, destination, sources);
+            return SocketVerdict::Discard;
+        }
         Resolved::Endpoints(service, candidates) => (service, candidates),
     };
     let Some((index, backend)) = choose(env, destination, service, &candidates) else {
@@ -92,13 +104,31 @@ pub fn connect<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
     SocketVerdict::Translate(backend.address, backend.port)
 }
 
+/// A `connect` that isn't ours leaves our last choice behind as well.
+#[inline(always)]
+fn pass<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVerdict {
+    forget_backend(env, destination);
+    // A socket that left a Service for one of its endpoints shows the endpoint. Not for TCP, where
+    // that takes a `connect` to AF_UNSPEC between two connections, and where every direct connection
+    // would pay for it.
+    if destination.protocol == ip::UDP {
+        env.clear_reverse(&reverse_key(env, destination.address, destination.port));
+    }
+    SocketVerdict::Pass
+}
+
 /// `sendmsg` with an address on a UDP socket. A socket keeps its backend for a frontend, like a
 /// flow in the packet path.
 #[inline(always)]
 pub fn sendmsg<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVerdict {
     let (service, candidates) = match resolve(env, destination) {
         Resolved::NotOurs => return SocketVerdict::Pass,
+        Resolved::Verdict(_) | Resolved::Silence(_) if takeover::yields(env) => {
+            return SocketVerdict::Pass;
+        }
         Resolved::Verdict(verdict) => return verdict,
+        // Nobody answers, and the next datagram is judged anew: nothing to remember.
+        Resolved::Silence(_) => return SocketVerdict::Discard,
         Resolved::Endpoints(service, candidates) => (service, candidates),
     };
     let key = PeerKey {
@@ -115,10 +145,17 @@ pub fn sendmsg<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
         .filter(|(_, backend, generation)| backend.generation == *generation);
     let (index, backend) = match known {
         Some((index, backend, _)) => (index, backend),
-        None => match choose(env, destination, service, &candidates) {
-            Some(chosen) => chosen,
-            None => return SocketVerdict::Refuse,
-        },
+        None => {
+            // Asked last: a socket that we have led somewhere stays there.
+            let address = destination.address;
+            if takeover::leaves_socket(env, destination, |env| client_address(env, address)) {
+                return SocketVerdict::Pass;
+            }
+            match choose(env, destination, service, &candidates) {
+                Some(chosen) => chosen,
+                None => return SocketVerdict::Refuse,
+            }
+        }
     };
     env.set_peer(
         &key,
@@ -158,6 +195,22 @@ fn remember_backend<E: SocketEnv>(
     );
 }
 
+/// A socket that was led to nobody is shown the address that it named, too, and the agent ends it when
+/// the same call would not be dropped any more.
+#[inline(always)]
+fn remember_silence<E: SocketEnv>(env: &mut E, destination: &Destination, sources: SourceSet) {
+    env.set_reverse(
+        &reverse_key(env, destination.address.discard(), destination.port),
+        &ReverseValue {
+            address: destination.address,
+            port: destination.port,
+            pad: [0; 2],
+            backend: BackendIndex(0),
+            generation: sources.0,
+        },
+    );
+}
+
 /// A UDP socket that connects again leaves what its last `connect` led to.
 #[inline(always)]
 fn forget_backend<E: SocketEnv>(env: &mut E, destination: &Destination) {
@@ -175,6 +228,9 @@ fn reverse_key<E: SocketEnv>(env: &E, address: Address, port: Be16) -> ReverseKe
 
 #[inline(always)]
 fn resolve<E: SocketEnv>(env: &E, destination: &Destination) -> Resolved {
+    if !env.serves_pods() && !env.in_host_namespace() {
+        return Resolved::NotOurs;
+    }
     // Connecting to the unspecified address means loopback on Linux.
     let address = destination.address;
     let loopback = address.is_loopback() || address == address.wildcard();
@@ -182,28 +238,33 @@ fn resolve<E: SocketEnv>(env: &E, destination: &Destination) -> Resolved {
     let found = match frontend::find(env, destination, own) {
         Lookup::Service(found) => found,
         Lookup::UnknownPort => {
-            env.count_drop(ServiceIndex(0), DropReason::UnknownPort);
+            not_served(env, destination, ServiceIndex(0), DropReason::UnknownPort);
             return Resolved::Verdict(SocketVerdict::Refuse);
         }
         Lookup::NotOurs => return Resolved::NotOurs,
     };
     let Some(record) = env.record(found.service) else {
-        env.count_drop(found.service, DropReason::Inconsistent);
+        not_served(env, destination, found.service, DropReason::Inconsistent);
         return Resolved::Verdict(SocketVerdict::Refuse);
     };
     if !source::admitted(env, record, &found, |env| client_address(env, address)) {
-        env.count_drop(found.service, DropReason::SourceRange);
-        return Resolved::Verdict(SocketVerdict::Unreachable);
+        not_served(env, destination, found.service, DropReason::SourceRange);
+        return match client_address(env, address) {
+            Some(_) => Resolved::Silence(record.sources),
+            // Not the operator's verdict but our ignorance, which may pass: the caller is told to try
+            // again, as nothing would end its silence.
+            None => Resolved::Verdict(SocketVerdict::Unreachable),
+        };
     }
     match policy::allowed(record, &found, Client::OnNode) {
         Allowed::Endpoints(candidates) => Resolved::Endpoints(found.service, candidates),
         Allowed::Refuse => {
-            env.count_drop(found.service, DropReason::NoEndpoints);
+            not_served(env, destination, found.service, DropReason::NoEndpoints);
             Resolved::Verdict(SocketVerdict::Refuse)
         }
         Allowed::Drop => {
-            env.count_drop(found.service, DropReason::NoLocalEndpoint);
-            Resolved::Verdict(SocketVerdict::Unreachable)
+            not_served(env, destination, found.service, DropReason::NoLocalEndpoint);
+            Resolved::Silence(SourceSet(0))
         }
     }
 }
@@ -225,7 +286,51 @@ fn choose<E: SocketEnv>(
             affinity::choose(env, &AffinityKey { client, service }, timeout, list, fresh)?
         }
     };
-    env.backend(index).map(|backend| (index, *backend))
+    let backend = *env.backend(index)?;
+    env.count_socket(&TrafficKey { service, backend: index, generation: backend.generation });
+    report(env, destination, service, Some(&backend), 0);
+    Some((index, backend))
+}
+
+/// Counts what isn't served, and tells who watches.
+#[inline(always)]
+fn not_served<E: SocketEnv>(
+    env: &E,
+    destination: &Destination,
+    service: ServiceIndex,
+    reason: DropReason,
+) {
+    env.count_drop(service, reason);
+    report(env, destination, service, None, reason as u8);
+}
+
+/// Tells who watches where a socket was led, or why it wasn't.
+#[inline(always)]
+fn report<E: SocketEnv>(
+    env: &E,
+    destination: &Destination,
+    service: ServiceIndex,
+    backend: Option<&Backend>,
+    reason: u8,
+) {
+    if env.watched() & monitor::kind(reason) == 0 {
+        return;
+    }
+    let mut event = Event {
+        client: client_address(env, destination.address).unwrap_or_default(),
+        client_port: env.local_port(),
+        frontend: destination.address,
+        frontend_port: destination.port,
+        service,
+        protocol: destination.protocol,
+        reason,
+        ..Event::default()
+    };
+    if let Some(backend) = backend {
+        event.backend = backend.address;
+        event.backend_port = backend.port;
+    }
+    env.report(&mut event);
 }
 
 /// The address that packets of this socket to `peer` would come from; `None` when nothing says.

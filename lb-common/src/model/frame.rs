@@ -14,7 +14,7 @@ use etherparse::{
 /// Link addresses of every frame: destination, source.
 pub const LINK: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
-/// Sequence number of every segment.
+/// Sequence number of every segment, verification tag of every SCTP packet.
 const SEQUENCE: u32 = 0x0102_0304;
 /// Acknowledgment number of every segment.
 const ACKNOWLEDGED: u32 = 0x0a0b_0c0d;
@@ -28,6 +28,10 @@ pub enum Transport {
     Udp,
     /// UDP whose checksum field is zero.
     UdpWithoutChecksum,
+    /// SCTP with a chunk of this type.
+    Sctp(u8),
+    /// The same, as a kernel hands it to a device that is to fill in the checksum.
+    SctpWithoutChecksum(u8),
 }
 
 impl Transport {
@@ -36,14 +40,23 @@ impl Transport {
         match self {
             Self::Tcp(_) => 6,
             Self::Udp | Self::UdpWithoutChecksum => 17,
+            Self::Sctp(_) | Self::SctpWithoutChecksum(_) => 132,
         }
     }
 
-    /// Length of the transport header, bytes.
+    /// Length of the transport header, bytes; for SCTP with that of the chunk.
     pub const fn header_len(self) -> usize {
         match self {
             Self::Tcp(_) => 20,
             Self::Udp | Self::UdpWithoutChecksum => 8,
+            Self::Sctp(_) | Self::SctpWithoutChecksum(_) => 16,
+        }
+    }
+
+    const fn checksum_len(self) -> usize {
+        match self {
+            Self::Sctp(_) | Self::SctpWithoutChecksum(_) => 4,
+            Self::Tcp(_) | Self::Udp | Self::UdpWithoutChecksum => 2,
         }
     }
 
@@ -51,6 +64,7 @@ impl Transport {
         match self {
             Self::Tcp(_) => 16,
             Self::Udp | Self::UdpWithoutChecksum => 6,
+            Self::Sctp(_) | Self::SctpWithoutChecksum(_) => 8,
         }
     }
 }
@@ -66,14 +80,14 @@ pub struct Fragment {
     pub more: bool,
 }
 
-/// A TCP segment or a UDP datagram, or a fragment of one.
+/// A TCP segment, a UDP datagram or an SCTP packet, or a fragment of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Source.
     pub source: SocketAddr,
     /// Destination, of the same family.
     pub destination: SocketAddr,
-    /// TCP or UDP.
+    /// What it carries.
     pub transport: Transport,
     /// TTL or hop limit.
     pub hop_limit: u8,
@@ -84,7 +98,7 @@ pub struct Segment {
     /// IPv4: words of options. IPv6: extension headers of 8 bytes each (hop-by-hop, then destination
     /// options).
     pub extras: usize,
-    /// The bytes behind the transport header.
+    /// The bytes behind the transport header; for SCTP whole words.
     pub payload: Vec<u8>,
 }
 
@@ -114,7 +128,10 @@ impl Segment {
     pub fn reply(&self, flags: u8) -> Self {
         let transport = match self.transport {
             Transport::Tcp(_) => Transport::Tcp(flags),
-            other @ (Transport::Udp | Transport::UdpWithoutChecksum) => other,
+            other @ (Transport::Udp
+            | Transport::UdpWithoutChecksum
+            | Transport::Sctp(_)
+            | Transport::SctpWithoutChecksum(_)) => other,
         };
         Self { source: self.destination, destination: self.source, transport, ..self.clone() }
     }
@@ -132,7 +149,10 @@ impl Segment {
                 tcp.ack = true;
                 tcp.acknowledgment_number = SEQUENCE + self.payload.len() as u32 + counted;
             }
-            Transport::Udp | Transport::UdpWithoutChecksum => {}
+            Transport::Udp
+            | Transport::UdpWithoutChecksum
+            | Transport::Sctp(_)
+            | Transport::SctpWithoutChecksum(_) => {}
         }
         let (from, to) = (self.destination.ip(), self.source.ip());
         let sum = pseudo_header(from, to, 6, 20).add_slice(&tcp.to_bytes()).ones_complement();
@@ -174,7 +194,9 @@ impl Segment {
         let mut quoted = self.between(source, destination, self.hop_limit).packet();
         let at = quoted.len() - self.payload.len() - self.transport.header_len()
             + self.transport.checksum_offset();
-        for (to, from) in quoted.iter_mut().zip(&original).skip(at).take(2) {
+        for (to, from) in
+            quoted.iter_mut().zip(&original).skip(at).take(self.transport.checksum_len())
+        {
             *to = *from;
         }
         quoted.truncate(len);
@@ -212,10 +234,23 @@ impl Segment {
                         .to_bytes()
                         .to_vec()
                 }
+                Transport::Sctp(chunk) | Transport::SctpWithoutChecksum(chunk) => {
+                    self.sctp_header(chunk)
+                }
             }
         };
-        if self.transport == Transport::UdpWithoutChecksum {
-            return header(0);
+        match self.transport {
+            Transport::UdpWithoutChecksum | Transport::SctpWithoutChecksum(_) => return header(0),
+            Transport::Sctp(_) => {
+                let mut header = header(0);
+                let crc = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
+                let sum = crc.checksum(&[&header[..], &self.payload[..]].concat());
+                for (to, from) in header.iter_mut().skip(8).zip(sum.to_le_bytes()) {
+                    *to = from;
+                }
+                return header;
+            }
+            Transport::Tcp(_) | Transport::Udp => {}
         }
         let protocol = self.transport.protocol();
         let sum = pseudo_header(self.source.ip(), self.destination.ip(), protocol, length)
@@ -225,6 +260,18 @@ impl Segment {
             .to_be();
         // A UDP checksum of zero would mean "none" (RFC 768).
         header(if sum == 0 && self.transport == Transport::Udp { 0xffff } else { sum })
+    }
+
+    /// Common header without checksum, and the header of a chunk that holds the payload.
+    fn sctp_header(&self, chunk: u8) -> Vec<u8> {
+        let mut header = Vec::new();
+        header.extend(self.source.port().to_be_bytes());
+        header.extend(self.destination.port().to_be_bytes());
+        header.extend(SEQUENCE.to_be_bytes());
+        header.extend([0; 4]);
+        header.extend([chunk, 0]);
+        header.extend((4 + self.payload.len() as u16).to_be_bytes());
+        header
     }
 
     fn header4(&self, source: Ipv4Addr, destination: Ipv4Addr, body: usize) -> Vec<u8> {

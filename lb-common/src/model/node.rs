@@ -7,13 +7,16 @@ use std::vec::Vec;
 use bytemuck::{Pod, Zeroable};
 
 use super::world::{HasWorld, World};
-use crate::abi::{Address, Device, DeviceFlags, Flow, FlowKey, ServiceIndex};
+use crate::abi::{Address, Device, DeviceFlags, Event, EventHook, Flow, FlowKey, ServiceIndex};
 use crate::bytes::Be16;
 use crate::env::{
-    Balance, ChangeOf, ChecksumRule, Env, Frame, InsertError, Route, RouteQuery, Tables,
+    Balance, ChangeOf, ChecksumRule, Env, Frame, InsertError, Route, RouteQuery, Waiting,
 };
 use crate::family::Family;
 use crate::lb::answer::{self, AnswerFormat};
+use crate::lb::fragment::{self, ParkedKey, Parking};
+use crate::lb::monitor::{self, Subject};
+use crate::lb::policy::Client;
 use crate::lb::{self, Answer, DropReason, Verdict};
 use crate::packet::{FragmentKey, Packet, Work};
 use crate::wire::checksum::{self, Sum};
@@ -30,6 +33,10 @@ pub trait Hook {
     const FINAL: bool;
     /// As [`Frame::IP_OFFSET`].
     const IP_OFFSET: u32;
+    /// As [`Env::CLIENTS`].
+    const CLIENTS: Client = Client::Outside;
+    /// As [`Waiting::PARKING`], for frames that enter.
+    const PARKING: Parking;
 }
 
 /// tc on an Ethernet device.
@@ -38,23 +45,36 @@ pub enum Tc {}
 pub enum TcL3 {}
 /// XDP.
 pub enum Xdp {}
+/// tc on a pod's device.
+pub enum PodTc {}
 
 impl Hook for Tc {
     const FIXED_HEADERS: bool = false;
     const FINAL: bool = true;
     const IP_OFFSET: u32 = ethernet::HEADER_LEN;
+    const PARKING: Parking = Parking::OwnAddresses;
 }
 
 impl Hook for TcL3 {
     const FIXED_HEADERS: bool = false;
     const FINAL: bool = true;
     const IP_OFFSET: u32 = 0;
+    const PARKING: Parking = Parking::OwnAddresses;
 }
 
 impl Hook for Xdp {
     const FIXED_HEADERS: bool = true;
     const FINAL: bool = false;
     const IP_OFFSET: u32 = ethernet::HEADER_LEN;
+    const PARKING: Parking = Parking::Never;
+}
+
+impl Hook for PodTc {
+    const FIXED_HEADERS: bool = false;
+    const FINAL: bool = true;
+    const IP_OFFSET: u32 = ethernet::HEADER_LEN;
+    const CLIENTS: Client = Client::OnNode;
+    const PARKING: Parking = Parking::OwnAddresses;
 }
 
 /// Where the routing table sends packets to one address.
@@ -84,6 +104,10 @@ pub struct Node<F: Family> {
     pub flows_full: bool,
     /// FRAGMENTS4 or FRAGMENTS6.
     pub fragments: HashMap<FragmentKey<F>, Ports>,
+    /// PARKED.
+    pub parked: HashMap<ParkedKey, Parked>,
+    /// Frames that were sent through their hook again, oldest first.
+    pub resent: Vec<Parked>,
     /// The routing table; addresses without an entry are the stack's business, as `bpf_fib_lookup`
     /// makes no difference between "no route" and "local".
     pub routes: BTreeMap<Address, NextHop>,
@@ -95,8 +119,21 @@ pub struct Node<F: Family> {
     pub snat_ports: (u16, u16),
     /// The device that packets come in through.
     pub input: u32,
+    /// Whether the hooks on pods' devices serve all protocols, or SCTP alone.
+    pub pod_packets: bool,
     /// IP payload per segment when a frame holds merged segments; 0 for plain frames.
     pub segment: u32,
+}
+
+/// A frame that waits for the first fragment of its datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// Since when, ticks.
+    pub since: u32,
+    /// The device that it was parked at.
+    pub device: u32,
+    /// The frame.
+    pub bytes: Vec<u8>,
 }
 
 /// What became of a frame.
@@ -106,7 +143,8 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// The frame as it is now: rewritten, or the answer in its place.
     pub bytes: Vec<u8>,
-    /// The device that it leaves through, when it is forwarded.
+    /// The device that it leaves through, when it is forwarded; when it is raised, that where it enters
+    /// the stack.
     pub device: u32,
 }
 
@@ -118,56 +156,83 @@ impl<F: AnswerFormat> Node<F> {
             flows: HashMap::new(),
             flows_full: false,
             fragments: HashMap::new(),
+            parked: HashMap::new(),
+            resent: Vec::new(),
             routes: BTreeMap::new(),
             host_sockets: HashSet::new(),
             bound_ports: BTreeSet::new(),
             snat_ports: (20_000, 29_999),
             input: 2,
+            pod_packets: true,
             segment: 0,
         }
     }
 
     /// A frame enters through [`Node::input`].
     pub fn ingress<H: Hook>(&mut self, bytes: &[u8]) -> Outcome {
-        self.run::<H>(bytes, |view, work| lb::ingress(view, work))
+        self.handle::<H, false>(bytes)
     }
 
     /// A frame is about to leave through [`Node::input`].
     pub fn egress<H: Hook>(&mut self, bytes: &[u8]) -> Outcome {
-        self.run::<H>(bytes, |view, work| lb::egress(view, work))
+        self.handle::<H, true>(bytes)
     }
 
-    fn run<H: Hook>(
-        &mut self,
-        bytes: &[u8],
-        hook: impl Fn(&mut View<'_, F, H>, &mut Work<F>) -> Verdict,
-    ) -> Outcome {
+    /// One program, and the one for SCTP if that is where the frame belongs.
+    fn handle<H: Hook, const LEAVES: bool>(&mut self, bytes: &[u8]) -> Outcome {
+        let outcome = self.run::<H, LEAVES, false>(bytes);
+        if outcome.verdict == Verdict::HandOver {
+            self.run::<H, LEAVES, true>(bytes)
+        } else {
+            outcome
+        }
+    }
+
+    fn run<H: Hook, const LEAVES: bool, const SCTP: bool>(&mut self, bytes: &[u8]) -> Outcome {
         let mut work = Work::zeroed();
-        let mut view = View { node: self, bytes: bytes.to_vec(), hook: PhantomData };
-        let mut verdict = hook(&mut view, &mut work);
+        let mut view = View::<'_, F, H, LEAVES, SCTP> {
+            node: self,
+            bytes: bytes.to_vec(),
+            aside: Vec::new(),
+            hook: PhantomData,
+        };
+        let mut verdict = if LEAVES {
+            lb::egress(&mut view, &mut work)
+        } else {
+            lb::ingress(&mut view, &mut work)
+        };
         // An answer is tc's to send; XDP passes the frame on as it is.
         let sent = match verdict {
             Verdict::Answer => !H::FINAL || view.answer(work.answer),
             Verdict::Reset => !H::FINAL || view.reset(&work.packet),
-            Verdict::Pass | Verdict::Deliver | Verdict::Forward | Verdict::Drop => true,
+            Verdict::Pass
+            | Verdict::Deliver
+            | Verdict::Forward
+            | Verdict::Raise
+            | Verdict::HandOver
+            | Verdict::Parked
+            | Verdict::Drop => true,
         };
         if !sent {
-            view.count_drop(ServiceIndex(0), DropReason::Answer);
+            let subject = Subject::packet(ServiceIndex(0));
+            monitor::not_served(&view, &work, subject, DropReason::Answer);
             verdict = Verdict::Drop;
         }
-        let device = if verdict == Verdict::Forward { work.device } else { 0 };
+        let sends = matches!(verdict, Verdict::Forward | Verdict::Raise);
+        let device = if sends { work.device } else { 0 };
         Outcome { verdict, bytes: view.bytes, device }
     }
 }
 
 /// A node with a frame in its hands.
-struct View<'a, F: Family, H> {
+struct View<'a, F: Family, H, const LEAVES: bool, const SCTP: bool> {
     node: &'a mut Node<F>,
     bytes: Vec<u8>,
+    aside: Vec<u8>,
     hook: PhantomData<H>,
 }
 
-impl<F: AnswerFormat, H: Hook> View<'_, F, H> {
+impl<F: AnswerFormat, H: Hook, const LEAVES: bool, const SCTP: bool> View<'_, F, H, LEAVES, SCTP> {
     /// The frame becomes the answer to itself; `false` when it is too short.
     fn answer(&mut self, answer: Answer) -> bool {
         let l3 = H::IP_OFFSET;
@@ -207,7 +272,7 @@ impl<F: AnswerFormat, H: Hook> View<'_, F, H> {
     }
 }
 
-impl<F: Family, H> HasWorld for View<'_, F, H> {
+impl<F: Family, H, const LEAVES: bool, const SCTP: bool> HasWorld for View<'_, F, H, LEAVES, SCTP> {
     fn world(&self) -> &World {
         &self.node.world
     }
@@ -216,9 +281,12 @@ impl<F: Family, H> HasWorld for View<'_, F, H> {
     }
 }
 
-impl<F: Family, H: Hook> Frame for View<'_, F, H> {
+impl<F: Family, H: Hook, const LEAVES: bool, const SCTP: bool> Frame
+    for View<'_, F, H, LEAVES, SCTP>
+{
     const FIXED_HEADERS: bool = H::FIXED_HEADERS;
     const IP_OFFSET: u32 = H::IP_OFFSET;
+    const SCTP: bool = SCTP;
 
     fn opaque(&self, value: u32) -> Option<u32> {
         Some(value)
@@ -261,7 +329,7 @@ impl<F: Family, H: Hook> Frame for View<'_, F, H> {
     }
 }
 
-impl<F: Family, H: Hook> View<'_, F, H> {
+impl<F: Family, H: Hook, const LEAVES: bool, const SCTP: bool> View<'_, F, H, LEAVES, SCTP> {
     /// As `bpf_fib_lookup` answers: about the length first, about the device after it.
     fn looked_up(&self, query: &RouteQuery<F>, index: u32, mtu: u32, resolved: bool) -> Route {
         if query.length > mtu {
@@ -281,8 +349,56 @@ impl<F: Family, H: Hook> View<'_, F, H> {
     }
 }
 
-impl<F: Family, H: Hook> Env<F> for View<'_, F, H> {
+impl<F: Family, H: Hook, const LEAVES: bool, const SCTP: bool> Waiting
+    for View<'_, F, H, LEAVES, SCTP>
+{
+    const PARKING: Parking = if SCTP || LEAVES { Parking::Never } else { H::PARKING };
+
+    fn parked(&self, key: &ParkedKey) -> Option<u32> {
+        self.node.parked.get(key).map(|parked| parked.since)
+    }
+
+    fn park(&mut self, key: &ParkedKey) -> bool {
+        if self.bytes.len() > fragment::MAX_FRAME as usize {
+            return false;
+        }
+        let Node { input, world, .. } = &*self.node;
+        let parked = Parked { since: world.now.get(), device: *input, bytes: self.bytes.clone() };
+        self.node.parked.insert(*key, parked);
+        true
+    }
+
+    fn forget_parked(&mut self, key: &ParkedKey) {
+        self.node.parked.remove(key);
+    }
+
+    fn set_aside(&mut self) -> bool {
+        self.aside.clone_from(&self.bytes);
+        self.bytes.len() <= fragment::MAX_FRAME as usize
+    }
+
+    fn resend_parked(&mut self, key: &ParkedKey) {
+        if let Some(parked) = self.node.parked.remove(key) {
+            self.bytes.clone_from(&parked.bytes);
+            self.node.resent.push(parked);
+        }
+    }
+
+    fn take_back(&mut self) -> bool {
+        self.bytes.clone_from(&self.aside);
+        true
+    }
+}
+
+impl<F: Family, H: Hook, const LEAVES: bool, const SCTP: bool> Env<F>
+    for View<'_, F, H, LEAVES, SCTP>
+{
     const FINAL: bool = H::FINAL;
+    const CLIENTS: Client = H::CLIENTS;
+
+    fn serves(&self, protocol: u8) -> bool {
+        H::CLIENTS == Client::Outside || self.node.pod_packets || protocol == ip::SCTP
+    }
 
     fn flow(&mut self, key: &FlowKey<F>) -> Option<&mut Flow<F>> {
         self.node.flows.get_mut(key)
@@ -305,6 +421,11 @@ impl<F: Family, H: Hook> Env<F> for View<'_, F, H> {
 
     fn device(&self, index: u32) -> Option<&Device> {
         self.node.world.devices.get(&index)
+    }
+
+    fn own_address(&self) -> F::Addr {
+        let own = self.node.world.clients.get(&super::sockets::HOST).copied().unwrap_or_default();
+        F::narrow(own.towards(F::widen(F::Addr::default())))
     }
 
     fn route(&mut self, query: &RouteQuery<F>) -> Route {
@@ -338,11 +459,33 @@ impl<F: Family, H: Hook> Env<F> for View<'_, F, H> {
         l4 - H::IP_OFFSET + transport + self.node.segment
     }
 
+    fn wire_packets(&self) -> u32 {
+        match self.node.segment {
+            0 => 1,
+            segment => (self.bytes.len() as u32).div_ceil(segment),
+        }
+    }
+
     fn fragment(&self, key: &FragmentKey<F>) -> Option<Ports> {
         self.node.fragments.get(key).copied()
     }
 
     fn remember_fragment(&mut self, key: &FragmentKey<F>, ports: &Ports) {
         self.node.fragments.insert(*key, *ports);
+    }
+
+    fn report(&self, work: &Work<F>, subject: Subject, reason: u8) {
+        let mut event = Event::default();
+        subject.describe(work, self, reason, &mut event);
+        event.device = self.node.input;
+        let hook = match (H::CLIENTS, H::FINAL, LEAVES) {
+            (Client::OnNode, _, false) => EventHook::PodIngress,
+            (Client::OnNode, _, true) => EventHook::PodEgress,
+            (Client::Outside, false, _) => EventHook::Xdp,
+            (Client::Outside, true, false) => EventHook::Ingress,
+            (Client::Outside, true, true) => EventHook::Egress,
+        };
+        event.hook = hook as u8;
+        self.node.world.tell(&mut event);
     }
 }

@@ -1,13 +1,16 @@
 //! One node with Services of every kind, the same in both families.
 //!
-//! A Service port is named by its port number ([`port`]); each exists for TCP and for UDP.
+//! A Service port is named by its port number ([`port`]); each exists for TCP, UDP and SCTP.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::vec::Vec;
 
 use super::node::{NextHop, Node};
+use super::sockets::HOST;
 use super::world::{Endpoint, Place, Service, World, frontend_key};
-use crate::abi::{Address, Device, DeviceFlags, FrontendKind, ServiceFlags, ServiceIndex};
+use crate::abi::{
+    Address, ClientAddresses, Device, DeviceFlags, FrontendKind, ServiceFlags, ServiceIndex,
+};
 use crate::env::Tables;
 use crate::family::Family;
 use crate::lb::answer::AnswerFormat;
@@ -29,6 +32,8 @@ pub enum Role {
     Management,
     /// A ClusterIP.
     ClusterIp,
+    /// An address of the Service range that no Service has.
+    Unowned,
     /// An external IP.
     External,
     /// A load balancer's address.
@@ -119,6 +124,7 @@ pub fn ip<F: Family>(role: Role) -> IpAddr {
         Role::Overlay => ([10, 245, 1, 0], [0xfd00, 245, 1, 0, 0, 0, 0, 0]),
         Role::Management => ([10, 9, 0, 1], [0xfd00, 9, 0, 0, 0, 0, 0, 1]),
         Role::ClusterIp => ([10, 96, 0, 10], [0xfd00, 96, 0, 0, 0, 0, 0, 10]),
+        Role::Unowned => ([10, 96, 255, 10], [0xfd00, 96, 0, 0, 0, 0, 0, 0xff0a]),
         Role::External => ([198, 51, 100, 5], [0x2001, 0xdb8, 5, 0, 0, 0, 0, 5]),
         Role::LoadBalancer => ([198, 51, 100, 6], [0x2001, 0xdb8, 5, 0, 0, 0, 0, 6]),
         Role::LocalPod => ([10, 244, 1, 5], [0xfd00, 244, 1, 0, 0, 0, 0, 5]),
@@ -133,6 +139,15 @@ pub fn ip<F: Family>(role: Role) -> IpAddr {
     if F::HAS_HEADER_CHECKSUM { Ipv4Addr::from(v4).into() } else { Ipv6Addr::from(v6).into() }
 }
 
+/// The range that ClusterIPs are taken from: its first address and the length of its prefix.
+pub fn service_range<F: Family>() -> (IpAddr, u8) {
+    if F::HAS_HEADER_CHECKSUM {
+        (Ipv4Addr::new(10, 96, 0, 0).into(), 16)
+    } else {
+        (Ipv6Addr::new(0xfd00, 96, 0, 0, 0, 0, 0, 0).into(), 112)
+    }
+}
+
 /// The address of `role` with a port.
 pub fn at<F: Family>(role: Role, port: u16) -> SocketAddr {
     SocketAddr::new(ip::<F>(role), port)
@@ -141,7 +156,7 @@ pub fn at<F: Family>(role: Role, port: u16) -> SocketAddr {
 /// The tables of the scene.
 pub fn world<F: Family>() -> World {
     let mut world = World::default();
-    for protocol in [6, 17] {
+    for protocol in [6, 17, 132] {
         for (port, cluster, local, flags, maglev) in services::<F>() {
             let bits = if F::HAS_HEADER_CHECKSUM { 32 } else { 128 };
             let ranges = ADMITTED.map(|role| (ip::<F>(role), bits));
@@ -165,9 +180,19 @@ pub fn world<F: Family>() -> World {
             });
         }
     }
+    let (range, len) = service_range::<F>();
+    world.reserve(range, len);
     world.own(ip::<F>(Role::Node), true);
     world.own(ip::<F>(Role::Overlay), true);
     world.own(ip::<F>(Role::Management), false);
+    let own = Address::from(ip::<F>(Role::Node));
+    let mut clients = ClientAddresses::default();
+    if own.is_v4() {
+        clients.address4 = own
+    } else {
+        clients.address6 = own
+    }
+    world.clients.insert(HOST, clients);
     let device = |role, mtu, flags| {
         let own = Address::from(ip::<F>(role));
         let none = Address::UNSPECIFIED_V6;
@@ -194,6 +219,9 @@ pub fn node<F: AnswerFormat>() -> Node<F> {
         (Role::ThirdRemotePod, hop(device::UPLINK, 1500)),
         (Role::Site, hop(device::UPLINK, 1500)),
         (Role::OverlayPod, hop(device::OVERLAY, 1450)),
+        (Role::ClusterIp, hop(device::UPLINK, 1500)),
+        (Role::External, hop(device::UPLINK, 1500)),
+        (Role::LoadBalancer, hop(device::UPLINK, 1500)),
         (Role::LocalPod, hop(device::POD, 1500)),
         (Role::UnknownPod, hop(device::POD, 1500)),
         (Role::LostPod, NextHop::Forbidden),

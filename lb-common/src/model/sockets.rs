@@ -1,9 +1,11 @@
 //! The socket hooks of one node, over plain collections.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::world::{HasWorld, World};
-use crate::abi::{Address, ClientAddresses, PeerKey, PeerValue, ReverseKey, ReverseValue};
+use crate::abi::{
+    Address, ClientAddresses, Event, EventHook, PeerKey, PeerValue, ReverseKey, ReverseValue,
+};
 use crate::bytes::Be16;
 use crate::lb::frontend::Destination;
 use crate::lb::socket::{self, SocketEnv, SocketVerdict};
@@ -13,10 +15,14 @@ use crate::lb::socket::{self, SocketEnv, SocketVerdict};
 pub struct Sockets {
     /// The Service tables.
     pub world: World,
+    /// Pods' sockets are left alone.
+    pub node_sockets_only: bool,
     /// Where the kernel has connected sockets, by cookie.
     pub connected: HashMap<u64, (Address, Be16)>,
     /// PEERS.
     pub peers: HashMap<PeerKey, PeerValue>,
+    /// Sources of other proxies' flows in the flow table, and where they go.
+    pub foreign: HashSet<(Address, Be16, Destination)>,
     /// REVERSE.
     pub reverse: HashMap<ReverseKey, ReverseValue>,
 }
@@ -32,6 +38,8 @@ pub struct Socket<'a> {
     pub namespace: u64,
     /// The address that it is bound to; an unspecified one when it isn't.
     pub bound: Address,
+    /// The port that it is bound to, or 0.
+    pub port: Be16,
 }
 
 /// Cookie of the node's own network namespace.
@@ -43,7 +51,7 @@ impl Sockets {
     /// The socket with this cookie, bound to no address, of the node itself or of a pod.
     pub fn socket(&mut self, cookie: u64, host: bool) -> Socket<'_> {
         let namespace = if host { HOST } else { POD };
-        Socket { node: self, cookie, namespace, bound: Address::UNSPECIFIED_V6 }
+        Socket { node: self, cookie, namespace, bound: Address::UNSPECIFIED_V6, port: Be16::new(0) }
     }
 }
 
@@ -54,6 +62,7 @@ impl Socket<'_> {
         let peer = match verdict {
             SocketVerdict::Pass => Some((destination.address, destination.port)),
             SocketVerdict::Translate(address, port) => Some((address, port)),
+            SocketVerdict::Discard => Some((destination.address.discard(), destination.port)),
             SocketVerdict::Refuse | SocketVerdict::Unreachable => None,
         };
         self.node.connected.extend(peer.map(|peer| (self.cookie, peer)));
@@ -80,8 +89,17 @@ impl SocketEnv for Socket<'_> {
     fn in_host_namespace(&self) -> bool {
         self.namespace == HOST
     }
+    fn serves_pods(&self) -> bool {
+        !self.node.node_sockets_only
+    }
     fn bound(&self) -> Address {
         self.bound
+    }
+    fn local_port(&self) -> Be16 {
+        self.port
+    }
+    fn is_foreign_flow(&self, from: (Address, Be16), destination: &Destination) -> bool {
+        self.node.foreign.contains(&(from.0, from.1, *destination))
     }
     fn client_addresses(&self, namespace: u64) -> Option<ClientAddresses> {
         self.node.world.clients.get(&namespace).copied()
@@ -103,5 +121,10 @@ impl SocketEnv for Socket<'_> {
     }
     fn clear_reverse(&mut self, key: &ReverseKey) {
         self.node.reverse.remove(key);
+    }
+    /// Whichever call it is: it is said to be `connect`.
+    fn report(&self, event: &mut Event) {
+        event.hook = EventHook::Connect as u8;
+        self.node.world.tell(event);
     }
 }

@@ -2,18 +2,31 @@
 
 use core::cell::{Cell, RefCell};
 use core::net::{IpAddr, SocketAddr};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
 use crate::abi::{
     Address, AddressFlags, AffinityKey, AffinityValue, Backend, BackendFlags, BackendIndex,
-    ClientAddresses, Device, DropKey, Frontend, FrontendKey, FrontendKind, Region, ServiceFlags,
-    ServiceIndex, ServiceRecord, SourceRange, SourceSet,
+    ClientAddresses, Device, DropKey, Event, EventKinds, Frontend, FrontendKey, FrontendKind,
+    Monitor, Pace, Region, ServiceFlags, ServiceIndex, ServiceRange, ServiceRanges, ServiceRecord,
+    SourceRange, SourceSet, Traffic, TrafficKey,
 };
 use crate::bytes::Be16;
-use crate::env::Tables;
-use crate::lb::{DropReason, select};
+use crate::env::{Carried, TICK_NANOSECONDS, Tables};
+use crate::lb::{DropReason, monitor, select};
 use crate::maglev;
+
+/// MONITOR of somebody who wants every event.
+pub const EVERYTHING: Monitor = Monitor {
+    until: u64::MAX,
+    kinds: EventKinds::CONNECTIONS | EventKinds::DROPS | EventKinds::REFUSALS,
+    rate: u32::MAX,
+    address: Address::UNSPECIFIED_V6,
+    port: Be16::from_raw(0),
+    protocol: 0,
+    conditions: 0,
+    pad: 0,
+};
 
 /// What the maps of one node hold.
 #[derive(Clone, Debug, Default)]
@@ -32,12 +45,26 @@ pub struct World {
     pub clients: BTreeMap<u64, ClientAddresses>,
     /// AFFINITY.
     pub affinity: BTreeMap<AffinityKey, AffinityValue>,
+    /// SERVICE_RANGES, IPv4 first.
+    pub service_ranges: [ServiceRanges; 2],
+    /// TAKEOVER: bits of [`crate::abi::TakeoverFlags`].
+    pub takeover: u32,
     /// SOURCE_RANGES.
     pub source_ranges: Vec<SourceRange>,
     /// DEVICES by interface index.
     pub devices: BTreeMap<u32, Device>,
     /// DROPS.
     pub drops: RefCell<BTreeMap<(ServiceIndex, DropReason), u64>>,
+    /// TRAFFIC.
+    pub traffic: RefCell<BTreeMap<TrafficKey, Traffic>>,
+    /// MONITOR.
+    pub monitor: Monitor,
+    /// WATCHED.
+    pub watched: BTreeSet<ServiceIndex>,
+    /// PACE.
+    pub pace: RefCell<Pace>,
+    /// EVENTS, the oldest first.
+    pub events: RefCell<Vec<Event>>,
     /// State of the random numbers.
     pub seed: Cell<u32>,
     /// The clock, ticks.
@@ -95,10 +122,12 @@ impl World {
                 frontend_key(*address, service.protocol),
                 Frontend { service: index, kind: *kind as u32 },
             );
-            if *kind == FrontendKind::ClusterIp {
-                let flags = self.addresses.entry(address.ip().into()).or_default();
-                *flags |= AddressFlags::CLUSTER_IP;
-            }
+            let mark = match kind {
+                FrontendKind::ClusterIp => AddressFlags::CLUSTER_IP,
+                FrontendKind::ExternalIp | FrontendKind::LoadBalancer => AddressFlags::EXTERNAL,
+                FrontendKind::NodePort => continue,
+            };
+            *self.addresses.entry(address.ip().into()).or_default() |= mark;
         }
         let of_list = |world: &mut Self, endpoints, list| {
             world.endpoints(index, endpoints, list, service.maglev)
@@ -134,6 +163,24 @@ impl World {
         }));
     }
 
+    /// Makes a prefix of this length a range that ClusterIPs are taken from.
+    pub fn reserve(&mut self, network: IpAddr, len: u8) {
+        let (family, mapped) = match network {
+            IpAddr::V4(_) => (ServiceRanges::V4, 96),
+            IpAddr::V6(_) => (ServiceRanges::V6, 0),
+        };
+        let bits = u32::from(len) + mapped;
+        let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+        let mask = Address::from_words(bytemuck::cast(mask.to_be_bytes()));
+        if let Some(ranges) = self.service_ranges.get_mut(family as usize) {
+            let at = ranges.used.count_ones();
+            if let Some(range) = ranges.ranges.get_mut(at as usize) {
+                *range = ServiceRange { network: network.into(), mask };
+                ranges.used |= 1 << at;
+            }
+        }
+    }
+
     /// Makes `address` the node's own, with NodePorts or without.
     pub fn own(&mut self, address: IpAddr, node_ports: bool) {
         let node_ports = if node_ports { AddressFlags::NODE_PORTS } else { 0 };
@@ -153,6 +200,28 @@ impl World {
     pub fn dropped(&self) -> BTreeMap<(u32, u32), u64> {
         let counts = self.drops.borrow();
         counts.iter().map(|((service, reason), n)| ((service.0, *reason as u32), *n)).collect()
+    }
+
+    /// Puts an event into EVENTS, if somebody wants it.
+    pub(super) fn tell(&self, event: &mut Event) {
+        event.time = u64::from(self.now.get()) * TICK_NANOSECONDS;
+        let is_watched = |service| self.watched.contains(&service);
+        if monitor::wants(&self.monitor, event, is_watched)
+            && monitor::admits(&mut self.pace.borrow_mut(), event.time, self.monitor.rate)
+        {
+            self.events.borrow_mut().push(*event);
+        }
+    }
+
+    /// Adds to TRAFFIC; for an endpoint that has left only if it has an entry, as the programs do.
+    fn count(&self, key: &TrafficKey, counted: Traffic) {
+        let current = self.backends.get(key.backend.0 as usize);
+        let is_current = current.is_some_and(|backend| backend.generation == key.generation);
+        let mut traffic = self.traffic.borrow_mut();
+        if is_current || traffic.contains_key(key) {
+            let entry = traffic.entry(*key).or_default();
+            *entry = *entry + counted;
+        }
     }
 
     fn endpoints(
@@ -267,6 +336,15 @@ impl<W: HasWorld> Tables for W {
         self.world().addresses.get(address).copied().unwrap_or(0)
     }
 
+    fn service_ranges(&self, address: Address) -> Option<&ServiceRanges> {
+        let family = if address.is_v4() { ServiceRanges::V4 } else { ServiceRanges::V6 };
+        self.world().service_ranges.get(family as usize)
+    }
+
+    fn takeover(&self) -> u32 {
+        self.world().takeover
+    }
+
     fn source_range(&self, key: &SourceRange) -> bool {
         let number = |address: Address| u128::from_be_bytes(bytemuck::cast(address.words()));
         self.world().source_ranges.iter().any(|range| {
@@ -295,5 +373,25 @@ impl<W: HasWorld> Tables for W {
 
     fn count_drop(&self, service: ServiceIndex, reason: DropReason) {
         *self.world().drops.borrow_mut().entry((service, reason)).or_default() += 1;
+    }
+
+    fn watched(&self) -> u32 {
+        self.world().monitor.kinds
+    }
+
+    fn count_socket(&self, key: &TrafficKey) {
+        self.world().count(key, Traffic { sockets: 1, ..Traffic::default() });
+    }
+
+    fn count_carried(&self, key: &TrafficKey, carried: &Carried) {
+        let Carried { flows, reply, packets, bytes } = *carried;
+        let (packets, bytes) = (u64::from(packets), u64::from(bytes));
+        let mut counted = Traffic { flows: flows.into(), ..Traffic::default() };
+        if reply {
+            (counted.packets_from, counted.bytes_from) = (packets, bytes);
+        } else {
+            (counted.packets_to, counted.bytes_to) = (packets, bytes);
+        }
+        self.world().count(key, counted);
     }
 }

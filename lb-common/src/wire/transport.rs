@@ -1,4 +1,4 @@
-//! What the datapath needs of TCP (RFC 9293) and UDP (RFC 768).
+//! What the datapath needs of TCP (RFC 9293), UDP (RFC 768) and SCTP (RFC 9260).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -46,6 +46,28 @@ pub const TCP_FLAGS_OFFSET: u32 = 13;
 pub const TCP_CHECKSUM_OFFSET: u32 = 16;
 /// Offset of the checksum in a UDP header, bytes.
 pub const UDP_CHECKSUM_OFFSET: u32 = 6;
+
+/// Offset of the checksum in an SCTP header, bytes.
+pub const SCTP_CHECKSUM_OFFSET: u32 = 8;
+/// Offset of the first chunk's type in an SCTP packet, bytes.
+pub const SCTP_CHUNK_OFFSET: u32 = 12;
+
+/// The TCP flags that say what an SCTP packet's first chunk says: that an association begins, that it
+/// is at its end, or that it is aborted. These chunks are never bundled behind others (RFC 9260, 6.10),
+/// but for an abort.
+#[inline(always)]
+pub const fn flags_of_chunk(kind: u8) -> u8 {
+    const INIT: u8 = 1;
+    const ABORT: u8 = 6;
+    const SHUTDOWN_ACK: u8 = 8;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+    match kind {
+        INIT => SYN,
+        ABORT => RST,
+        SHUTDOWN_ACK | SHUTDOWN_COMPLETE => FIN,
+        _ => 0,
+    }
+}
 
 /// TCP flag FIN.
 pub const FIN: u8 = 0x01;

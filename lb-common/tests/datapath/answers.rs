@@ -25,9 +25,10 @@ fn refusal<F: AnswerFormat>(sent: &Segment) -> IcmpError {
 fn refused<F: AnswerFormat>(sent: &Segment) -> (Verdict, Vec<u8>) {
     match sent.transport {
         Transport::Tcp(_) => (Verdict::Reset, sent.reset()),
-        Transport::Udp | Transport::UdpWithoutChecksum => {
-            (Verdict::Answer, refusal::<F>(sent).packet())
-        }
+        Transport::Udp
+        | Transport::UdpWithoutChecksum
+        | Transport::Sctp(_)
+        | Transport::SctpWithoutChecksum(_) => (Verdict::Answer, refusal::<F>(sent).packet()),
     }
 }
 

@@ -212,7 +212,7 @@ fn echo_requests_and_unknown_protocols_pass_untouched() {
         let mut node = scene::node::<F>();
         let v4 = F::HAS_HEADER_CHECKSUM;
         let mut packet = from_client::<F>(external::<F>(port::LOCAL), Transport::Udp).packet();
-        for protocol in (0..=255).filter(|number| ![6, 17].contains(number)) {
+        for protocol in (0..=255).filter(|number| ![6, 17, 132].contains(number)) {
             packet[if v4 { 9 } else { 6 }] = protocol;
             let frame = with_link(v4, &packet);
             let outcome = node.ingress::<Tc>(&frame);

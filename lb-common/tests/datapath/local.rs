@@ -98,19 +98,6 @@ fn fragments_follow_the_first_one_in_both_directions() {
 }
 
 #[test]
-fn a_fragment_whose_first_was_not_seen_passes_untouched() {
-    fn of<F: AnswerFormat>() {
-        let fragment = Some(Fragment { id: 78, offset: 5, more: false });
-        let sent =
-            Segment { fragment, ..from_client::<F>(external::<F>(port::LOCAL), Transport::Udp) };
-        let outcome = scene::node::<F>().ingress::<Tc>(&sent.frame());
-        assert_eq!((outcome.verdict, outcome.bytes), (Verdict::Pass, sent.frame()));
-    }
-    of::<V4>();
-    of::<V6>();
-}
-
-#[test]
 fn what_is_not_a_services_passes_untouched() {
     fn of<F: AnswerFormat>() {
         let mut node = scene::node::<F>();

@@ -12,12 +12,17 @@ use proptest::prelude::*;
 /// What must hold of every packet whatsoever.
 fn is_harmless<F: AnswerFormat>(node: &Node<F>, sent: &[u8], outcome: &Outcome) {
     match outcome.verdict {
-        Verdict::Pass => assert_eq!(outcome.bytes, sent, "what passes is untouched"),
+        Verdict::Pass | Verdict::HandOver => {
+            assert_eq!(outcome.bytes, sent, "what passes is untouched");
+        }
         Verdict::Drop => {
             let counted: u64 = node.world.drops.borrow().values().sum();
             assert!(counted > 0, "every drop has a reason");
         }
-        Verdict::Deliver | Verdict::Forward => assert_eq!(outcome.bytes.len(), sent.len()),
+        Verdict::Deliver | Verdict::Forward | Verdict::Raise => {
+            assert_eq!(outcome.bytes.len(), sent.len());
+        }
+        Verdict::Parked => assert!(!node.parked.is_empty(), "what is parked is kept"),
         Verdict::Answer | Verdict::Reset => {}
     }
 }

@@ -124,7 +124,7 @@ fn the_internal_policy_binds_cluster_ip_and_no_external_policy_binds_a_socket_he
         let mut node = node::<F>();
         let mut socket = node.socket(1, false);
         let internal = at::<F>(Role::ClusterIp, port::INTERNAL_ELSEWHERE);
-        assert_eq!(socket::connect(&mut socket, &to(internal, TCP)), SocketVerdict::Unreachable);
+        assert_eq!(socket::connect(&mut socket, &to(internal, TCP)), SocketVerdict::Discard);
         for frontend in [
             at::<F>(Role::External, port::ELSEWHERE),
             at::<F>(Role::LoadBalancer, port::ELSEWHERE),
@@ -258,19 +258,46 @@ fn of_all_that_a_udp_socket_connected_to_only_the_last_is_remembered() {
 }
 
 #[test]
+fn a_socket_whose_packets_are_dropped_is_led_to_nobody_and_shown_the_service() {
+    fn of<F: Family>() {
+        let mut node = node::<F>();
+        let frontend = at::<F>(Role::ClusterIp, port::INTERNAL_ELSEWHERE);
+        let (address, port) = pair(frontend);
+        let nobody = address.discard();
+        for (cookie, protocol) in [(1, TCP), (2, UDP)] {
+            let mut socket = node.socket(cookie, false);
+            assert_eq!(socket.connect(&to(frontend, protocol)), SocketVerdict::Discard);
+            assert_eq!(socket::reveal(&socket, nobody, port), Some((address, port)));
+        }
+        // An unconnected one is judged at every datagram: nothing is kept of it.
+        let mut sender = node.socket(3, false);
+        assert_eq!(socket::sendmsg(&mut sender, &to(frontend, UDP)), SocketVerdict::Discard);
+        assert_eq!(socket::reveal(&sender, nobody, port), None);
+        assert!(node.peers.is_empty());
+        let drops: Vec<_> =
+            node.world.drops.borrow().iter().map(|((_, reason), n)| (*reason, *n)).collect();
+        assert_eq!(drops, [(DropReason::NoLocalEndpoint, 1), (DropReason::NoLocalEndpoint, 2)]);
+        // One that connects elsewhere leaves nothing behind.
+        let other = at::<F>(Role::ClusterIp, port::LOCAL);
+        node.socket(2, false).connect(&to(other, UDP));
+        assert_eq!(socket::reveal(&node.socket(2, false), nobody, port), None);
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
 fn a_refused_connect_leaves_the_socket_with_the_peer_that_it_had() {
     fn of<F: Family>() {
-        for service in [port::EMPTY, port::INTERNAL_ELSEWHERE] {
-            let mut node = node::<F>();
-            let mut socket = node.socket(1, false);
-            let frontend = at::<F>(Role::ClusterIp, port::LOCAL);
-            socket::connect(&mut socket, &to(frontend, UDP));
-            let refusing = at::<F>(Role::ClusterIp, service);
-            socket::connect(&mut socket, &to(refusing, UDP));
-            // The kernel keeps a UDP socket's old peer when the hook refuses the new one.
-            let (address, port) = pair(pod::<F>(Role::LocalPod));
-            assert_eq!(socket::reveal(&socket, address, port), Some(pair(frontend)));
-        }
+        let mut node = node::<F>();
+        let mut socket = node.socket(1, false);
+        let frontend = at::<F>(Role::ClusterIp, port::LOCAL);
+        socket::connect(&mut socket, &to(frontend, UDP));
+        let refusing = at::<F>(Role::ClusterIp, port::EMPTY);
+        socket::connect(&mut socket, &to(refusing, UDP));
+        // The kernel keeps a UDP socket's old peer when the hook refuses the new one.
+        let (address, port) = pair(pod::<F>(Role::LocalPod));
+        assert_eq!(socket::reveal(&socket, address, port), Some(pair(frontend)));
     }
     of::<V4>();
     of::<V6>();

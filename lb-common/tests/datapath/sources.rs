@@ -37,7 +37,10 @@ fn a_client_that_is_not_in_the_ranges_is_dropped_in_silence_and_counted() {
             // Before the Service's own verdict: nobody outside learns that it has no endpoints.
             let refused = match opener {
                 Transport::Tcp(_) => Verdict::Reset,
-                Transport::Udp | Transport::UdpWithoutChecksum => Verdict::Answer,
+                Transport::Udp
+                | Transport::UdpWithoutChecksum
+                | Transport::Sctp(_)
+                | Transport::SctpWithoutChecksum(_) => Verdict::Answer,
             };
             for (service, verdict) in
                 [(port::RANGES, Verdict::Deliver), (port::RANGES_EMPTY, refused)]
@@ -123,7 +126,8 @@ fn a_socket_is_judged_by_the_address_that_it_will_send_from() {
         let unbound = Address::UNSPECIFIED_V6;
         let pod = at::<F>(Role::LocalPod, port::BACKEND);
         let open = [SocketVerdict::Translate(pod.ip().into(), Be16::new(pod.port())); 3];
-        let closed = [SocketVerdict::Unreachable; 3];
+        let closed = [SocketVerdict::Discard; 3];
+        let unknown = [SocketVerdict::Unreachable; 3];
         let address = |role| Address::from(ip::<F>(role));
         for (host, namespace) in [(true, HOST), (false, POD)] {
             for (known, bound, expected) in [
@@ -133,10 +137,11 @@ fn a_socket_is_judged_by_the_address_that_it_will_send_from() {
                 (Some(Role::RemotePod), address(Role::LocalPod), open),
                 (Some(Role::LocalPod), address(Role::Management), closed),
                 // Nothing is known of the namespace, or not of this family.
-                (None, unbound, closed),
+                (None, unbound, unknown),
                 (None, address(Role::Node), open),
             ] {
                 let mut sockets = Sockets { world: scene::world::<F>(), ..Sockets::default() };
+                sockets.world.clients.clear();
                 let mut own = ClientAddresses::default();
                 if let Some(role) = known {
                     own.address4 = ip::<V4>(role).into();
@@ -152,7 +157,7 @@ fn a_socket_is_judged_by_the_address_that_it_will_send_from() {
         }
         let mut sockets = Sockets { world: scene::world::<F>(), ..Sockets::default() };
         sockets.world.clients.insert(POD, ClientAddresses::default());
-        assert_eq!(asked::<F>(&mut sockets, false, unbound), closed);
+        assert_eq!(asked::<F>(&mut sockets, false, unbound), unknown);
     }
     of::<V4>();
     of::<V6>();
@@ -166,7 +171,7 @@ fn a_set_that_has_no_ranges_admits_nobody() {
             record.sources = SourceSet(0);
         }
         let bound = ip::<F>(Role::LocalPod).into();
-        assert_eq!(asked::<F>(&mut sockets, false, bound), [SocketVerdict::Unreachable; 3]);
+        assert_eq!(asked::<F>(&mut sockets, false, bound), [SocketVerdict::Discard; 3]);
     }
     of::<V4>();
     of::<V6>();

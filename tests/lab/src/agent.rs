@@ -183,6 +183,20 @@ impl Agent {
         bail!("lb-agent on {} ignores SIGTERM:\n{}", self.node, self.log_tail())
     }
 
+    /// Waits until it ends by itself.
+    pub fn wait_end(mut self, patience: Duration) -> Result<ExitStatus> {
+        let child = self.child.as_mut().context("the agent has no process")?;
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!("lb-agent on {} still runs after {patience:?}:\n{}", self.node, self.log_tail())
+    }
+
     /// Leaves it running in a lab that is kept.
     pub fn detach(mut self) {
         self.child = None;

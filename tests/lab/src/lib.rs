@@ -14,7 +14,7 @@
 //!
 //! [`topology`] decides names and addresses, [`wiring`] what each namespace must be told, [`Lab`]
 //! does it, [`Peer`] is a helper process inside a host that serves and asks, [`Agent`] runs the
-//! agent under test on a node. [`registry`] finds and removes labs, also those of a crashed owner.
+//! agent under test on a node, [`Terminal`] whatever draws on a screen. [`registry`] finds and removes labs, also those of a crashed owner.
 //!
 //! Needs root, iproute2, nftables and ethtool (`cargo xtask setup`).
 
@@ -27,6 +27,7 @@ mod lab;
 pub mod peer;
 mod registry;
 mod sys;
+mod terminal;
 pub mod topology;
 mod wiring;
 
@@ -35,8 +36,10 @@ pub use binary::{agent_binary, use_peer_binary};
 pub use lab::Lab;
 pub use peer::Peer;
 pub use peer::protocol::{
-    Answer, Failure, Load, LoadReport, Outcome, Page, Request, Serve, Transport, histogram,
+    Answer, Failure, Fragments, Load, LoadReport, Outcome, Page, Request, Serve, Transport,
+    histogram,
 };
+pub use terminal::Terminal;
 pub use topology::{
     Cni, Dual, EXTERNAL_IP, Family, LOAD_BALANCER, Options, PodNetwork, ReversePath, SITE, Topology,
 };

@@ -74,3 +74,26 @@ fn open(namespace: &Path) -> Result<File> {
         format!("open network namespace {} (is the lab still up?)", namespace.display())
     })
 }
+
+/// How often a socket of TCP has sent something again: after `connect`, how many SYNs were lost.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn retransmissions(socket: &impl std::os::fd::AsFd) -> nix::Result<u32> {
+    Ok(nix::sys::socket::getsockopt(socket, tcp_info::TcpInfo)?.tcpi_total_retrans)
+}
+
+mod tcp_info {
+    use nix::libc;
+
+    #[derive(Clone, Copy, Debug)]
+    pub struct TcpInfo;
+
+    nix::getsockopt_impl!(
+        TcpInfo,
+        libc::IPPROTO_TCP,
+        libc::TCP_INFO,
+        libc::tcp_info,
+        nix::sys::socket::sockopt::GetStruct<libc::tcp_info>
+    );
+}

@@ -6,6 +6,7 @@
 //! again inside pods and nodes ([`peer`], [`api`]). Built with optimisation only.
 
 mod api;
+mod counters;
 mod objects;
 mod peer;
 mod pods;
@@ -81,6 +82,8 @@ enum Part {
     Scale,
     /// A real agent
     Process,
+    /// The traffic counters
+    Counters,
 }
 
 /// Runs the program.
@@ -113,8 +116,11 @@ fn run(args: &RunArgs) -> Result<()> {
     if wanted(Part::Connections) {
         pods::measure(&lab, &args.agent, &mut report).context("measure connections")?;
     }
-    if wanted(Part::Scale) {
-        scale::measure(&lab, &mut report).context("measure plan and apply")?;
+    if wanted(Part::Scale) || wanted(Part::Counters) {
+        scale::measure(&lab, &wanted, &mut report).context("measure plan and apply")?;
+    }
+    if wanted(Part::Counters) {
+        counters::connects(&lab, &args.agent, &mut report).context("measure counted connects")?;
     }
     if wanted(Part::Process) {
         process::measure(&lab, &args.agent, &mut report).context("measure the agent's process")?;

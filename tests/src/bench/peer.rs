@@ -25,7 +25,7 @@ pub(super) const LONG_PORT: u16 = 9001;
 pub(super) const READY: &str = "ready";
 
 /// Operations of one turn; fewer connects than the server's backlog (128 in std) has places.
-const CONNECTS: usize = 100;
+pub(super) const CONNECTS: usize = 100;
 const REQUESTS: usize = 100;
 const PINGS: usize = 300;
 /// No answer takes longer unless something is broken.

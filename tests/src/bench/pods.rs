@@ -16,26 +16,26 @@ use super::peer::{Found, LONG_PORT, Plan, READY, SHORT_PORT, Way};
 use super::report::Report;
 use super::sample::{Samples, excess, time};
 
-const CLIENT: &str = "pod-a1";
+pub(super) const CLIENT: &str = "pod-a1";
 const ROUNDS: usize = 60;
 /// Percent by which a ClusterIP may be slower.
 const GOAL: f64 = 3.0;
 
 /// A server and the Service in front of it.
-struct Pair {
-    name: &'static str,
-    pod: &'static str,
+pub(super) struct Pair {
+    pub name: &'static str,
+    pub pod: &'static str,
     node: &'static str,
     number: u8,
 }
 
-const PAIRS: [Pair; 2] = [
+pub(super) const PAIRS: [Pair; 2] = [
     Pair { name: "same node", pod: "pod-a2", node: "node-a", number: 1 },
     Pair { name: "other node", pod: "pod-b1", node: "node-b", number: 2 },
 ];
 
 impl Pair {
-    fn cluster_ip(&self, family: Family) -> String {
+    pub fn cluster_ip(&self, family: Family) -> String {
         match family {
             Family::V4 => format!("10.96.90.{}", self.number),
             Family::V6 => format!("fd00:96::90:{}", self.number),
@@ -57,14 +57,9 @@ impl Drop for Running {
 /// Measures all pairs.
 pub(super) fn measure(lab: &Lab, agent: &Path, report: &mut Report) -> Result<()> {
     let manifests = lab.directory().join("bench-manifests");
-    fs::create_dir_all(&manifests).with_context(|| format!("create {}", manifests.display()))?;
     let mut servers = Vec::new();
     for pair in &PAIRS {
-        for (index, object) in objects(lab, pair)?.iter().enumerate() {
-            // JSON is YAML.
-            let file = manifests.join(format!("{}-{index}.yaml", pair.pod));
-            fs::write(&file, object.to_string()).context("write a manifest")?;
-        }
+        write_manifests(lab, pair, &manifests)?;
         servers.push(start_server(lab, pair.pod)?);
     }
     let options = AgentOptions { xdp: Xdp::Auto, ..AgentOptions::manifests(agent, &manifests) };
@@ -146,6 +141,17 @@ fn judge(all: &[[Found; 4]], report: &mut Report) {
     }
 }
 
+/// Says of a Service what agents that follow `directory` have to know.
+pub(super) fn write_manifests(lab: &Lab, pair: &Pair, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    for (index, object) in objects(lab, pair)?.iter().enumerate() {
+        // JSON is YAML.
+        let file = directory.join(format!("{}-{index}.yaml", pair.pod));
+        fs::write(&file, object.to_string()).context("write a manifest")?;
+    }
+    Ok(())
+}
+
 /// The Service with its slices.
 fn objects(lab: &Lab, pair: &Pair) -> Result<Vec<Value>> {
     let host = lab.host(pair.pod)?;
@@ -183,17 +189,22 @@ fn measure_pair(lab: &Lab, pair: &Pair, family: Family) -> Result<[Found; 4]> {
         ],
         rounds: ROUNDS,
     };
+    carry_out(lab, &plan)
+}
+
+/// Measures each of a plan's ways from [`CLIENT`].
+pub(super) fn carry_out<const N: usize>(lab: &Lab, plan: &Plan) -> Result<[Found; N]> {
     let mut command = myself(lab, CLIENT, "measure")?;
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let mut child = child.context("start the measuring client")?;
     let input = child.stdin.take().context("the client has no input")?;
-    serde_json::to_writer(input, &plan).context("tell the client its plan")?;
+    serde_json::to_writer(input, plan).context("tell the client its plan")?;
     let output = child.wait_with_output().context("wait for the measuring client")?;
     ensure!(output.status.success(), "the measuring client failed ({})", output.status);
     let found: Vec<Found> = serde_json::from_slice(&output.stdout).context("read the results")?;
-    match <[Found; 4]>::try_from(found) {
+    match <[Found; N]>::try_from(found) {
         Ok(found) => Ok(found),
-        Err(found) => bail!("{} results instead of 4", found.len()),
+        Err(found) => bail!("{} results instead of {N}", found.len()),
     }
 }
 
@@ -205,7 +216,7 @@ pub(super) fn myself(lab: &Lab, host: &str, subcommand: &str) -> Result<Command>
     Ok(command)
 }
 
-fn start_server(lab: &Lab, pod: &str) -> Result<Running> {
+pub(super) fn start_server(lab: &Lab, pod: &str) -> Result<Running> {
     let mut command = myself(lab, pod, "serve")?;
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut server = Running(child.with_context(|| format!("start a server in {pod}"))?);

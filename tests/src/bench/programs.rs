@@ -45,13 +45,13 @@ const XDP_REDIRECT: i32 = 4;
 
 /// Where a Service's endpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
     Local,
     Remote,
 }
 
 impl Side {
-    const BOTH: [Self; 2] = [Self::Local, Self::Remote];
+    pub(super) const BOTH: [Self; 2] = [Self::Local, Self::Remote];
 
     /// Pod and node of the endpoint.
     fn endpoint(self) -> (&'static str, &'static str) {
@@ -125,7 +125,7 @@ pub(super) fn measure(
     );
     let mut rows = Vec::new();
     for hook in Hook::ALL {
-        let arp = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 2, 8, 6], &[0; 46]].concat();
+        let arp = arp();
         let single = programs.single(hook, |_| arp.clone(), hook.next())?.median();
         let repeated = programs.repeated(hook, &arp, hook.next())?;
         for family in Family::BOTH {
@@ -138,8 +138,9 @@ pub(super) fn measure(
             let miss = programs.repeated(hook, &strange, hook.next())?;
             rows.push(row("unknown traffic", miss, repeated));
             for side in Side::BOTH {
-                for (what, samples) in programs.flows(lab, hook, family, side)? {
-                    rows.push(row(&what, samples.median(), single));
+                for Case { name, frame, action, .. } in cases(lab, hook, family, side)? {
+                    let samples = programs.single(hook, frame, action)?;
+                    rows.push(row(&name, samples.median(), single));
                 }
             }
         }
@@ -148,8 +149,13 @@ pub(super) fn measure(
     Ok(())
 }
 
+/// A frame that is no IP.
+pub(super) fn arp() -> Vec<u8> {
+    [&[0xff; 6][..], &[2, 0, 0, 0, 0, 2, 8, 6], &[0; 46]].concat()
+}
+
 /// What XDP needs to know of the next hops.
-fn neighbours(lab: &Lab) -> Result<()> {
+pub(super) fn neighbours(lab: &Lab) -> Result<()> {
     let mut lines = String::new();
     for host in ["node-a", "client"] {
         for address in lab.host(host)?.address.both() {
@@ -169,16 +175,16 @@ fn segment(family: Family, side: Side, client: u16, flags: u8) -> Segment {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hook {
+pub(super) enum Hook {
     Ingress,
     Egress,
     Xdp,
 }
 
 impl Hook {
-    const ALL: [Self; 3] = [Self::Ingress, Self::Egress, Self::Xdp];
+    pub(super) const ALL: [Self; 3] = [Self::Ingress, Self::Egress, Self::Xdp];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ingress => "tc_ingress",
             Self::Egress => "tc_egress",
@@ -187,7 +193,7 @@ impl Hook {
     }
 
     /// The action that lets a packet pass to the stack.
-    fn next(self) -> i32 {
+    pub(super) fn next(self) -> i32 {
         match self {
             Self::Ingress | Self::Egress => TC_NEXT,
             Self::Xdp => XDP_PASS,
@@ -195,13 +201,58 @@ impl Hook {
     }
 }
 
-struct Programs {
+/// Frames that a program does the same with.
+pub(super) struct Case {
+    pub name: String,
+    /// The frame of each client.
+    pub frame: Box<dyn Fn(u16) -> Vec<u8>>,
+    /// What the program answers.
+    pub action: i32,
+    /// Whether each frame opens a flow, which is known when it comes again.
+    pub opens: bool,
+}
+
+/// The cases of one Service. tc_ingress comes first: it opens the flows of the others.
+pub(super) fn cases(lab: &Lab, hook: Hook, family: Family, side: Side) -> Result<Vec<Case>> {
+    let place = match side {
+        Side::Local => "endpoint here",
+        Side::Remote => "endpoint on another node",
+    };
+    let pod = SocketAddr::new(lab.host(side.endpoint().0)?.address.of(family), BACKEND_PORT);
+    let request = |name: String, flags, action| Case {
+        name,
+        frame: Box::new(move |client| segment(family, side, client, flags).frame()),
+        action,
+        opens: flags == SYN,
+    };
+    let known = format!("known flow, {place}");
+    Ok(match (hook, side) {
+        (Hook::Ingress, _) => {
+            let action = if side == Side::Local { TC_NEXT } else { TC_REDIRECT };
+            vec![request(format!("new flow, {place}"), SYN, action), request(known, ACK, action)]
+        }
+        (Hook::Egress, Side::Local) => {
+            let name = format!("reply, {place}");
+            let frame = Box::new(move |client| {
+                let to = segment(family, side, client, ACK).source;
+                Segment::new(pod, to, Transport::Tcp(ACK)).frame()
+            });
+            vec![Case { name, frame, action: TC_NEXT, opens: false }]
+        }
+        // Replies of other nodes' endpoints come in, and are redirected.
+        (Hook::Egress, Side::Remote) => Vec::new(),
+        (Hook::Xdp, Side::Local) => vec![request(format!("{known}: left to tc"), ACK, XDP_PASS)],
+        (Hook::Xdp, Side::Remote) => vec![request(known, ACK, XDP_REDIRECT)],
+    })
+}
+
+pub(super) struct Programs {
     ebpf: Ebpf,
     context: [u8; SK_BUFF],
 }
 
 impl Programs {
-    fn load(bpffs: &Path, config: &Config, uplink: u32) -> Result<Self> {
+    pub(super) fn load(bpffs: &Path, config: &Config, uplink: u32) -> Result<Self> {
         let pins = Pins::at(bpffs).maps();
         let entries =
             std::fs::read_dir(&pins).with_context(|| format!("list {}", pins.display()))?;
@@ -228,7 +279,7 @@ impl Programs {
     }
 
     /// Says of every device that XDP may send to it, as if its driver could.
-    fn allow_xdp(&mut self) -> Result<()> {
+    pub(super) fn allow_xdp(&mut self) -> Result<()> {
         let map = self.ebpf.map_mut(map::DEVICES).context("the object has no DEVICES")?;
         let mut devices = HashMap::<_, u32, [u8; size_of::<Device>()]>::try_from(map)?;
         let known: Vec<_> = devices.iter().collect::<Result<_, _>>().context("list DEVICES")?;
@@ -239,48 +290,6 @@ impl Programs {
             devices.insert(index, value, 0).context("write to DEVICES")?;
         }
         Ok(())
-    }
-
-    /// The cases of one Service: its name and the samples of each. tc_ingress comes first: it opens the
-    /// flows of the others.
-    fn flows(
-        &self,
-        lab: &Lab,
-        hook: Hook,
-        family: Family,
-        side: Side,
-    ) -> Result<Vec<(String, Samples)>> {
-        let place = match side {
-            Side::Local => "endpoint here",
-            Side::Remote => "endpoint on another node",
-        };
-        let request = |flags| move |client| segment(family, side, client, flags).frame();
-        let pod = SocketAddr::new(lab.host(side.endpoint().0)?.address.of(family), BACKEND_PORT);
-        let reply = |client| {
-            let to = segment(family, side, client, ACK).source;
-            Segment::new(pod, to, Transport::Tcp(ACK)).frame()
-        };
-        let known = format!("known flow, {place}");
-        Ok(match (hook, side) {
-            (Hook::Ingress, _) => {
-                let action = if side == Side::Local { TC_NEXT } else { TC_REDIRECT };
-                vec![
-                    (format!("new flow, {place}"), self.single(hook, request(SYN), action)?),
-                    (known, self.single(hook, request(ACK), action)?),
-                ]
-            }
-            (Hook::Egress, Side::Local) => {
-                vec![(format!("reply, {place}"), self.single(hook, reply, TC_NEXT)?)]
-            }
-            // Replies of other nodes' endpoints come in, and are redirected.
-            (Hook::Egress, Side::Remote) => Vec::new(),
-            (Hook::Xdp, Side::Local) => {
-                vec![(format!("{known}: left to tc"), self.single(hook, request(ACK), XDP_PASS)?)]
-            }
-            (Hook::Xdp, Side::Remote) => {
-                vec![(known, self.single(hook, request(ACK), XDP_REDIRECT)?)]
-            }
-        })
     }
 
     /// One run per frame.
@@ -294,7 +303,7 @@ impl Programs {
         self.run(hook, frame, REPEATED, action)
     }
 
-    fn run(&self, hook: Hook, frame: &[u8], repeat: u32, action: i32) -> Result<u64> {
+    pub(super) fn run(&self, hook: Hook, frame: &[u8], repeat: u32, action: i32) -> Result<u64> {
         let program = self.ebpf.program(hook.name()).context("no such program")?;
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);

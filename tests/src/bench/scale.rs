@@ -11,14 +11,14 @@ use clap::Parser as _;
 use k8s_openapi::List;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use lb_agent::args::{Args, Command, XdpMode};
+use lb_agent::args::{Args, Command, PodPath, Switch, XdpMode};
 use lb_agent::bpf::Kernel;
 use lb_agent::bpf::cleanup::cleanup;
 use lb_agent::cluster::convert::{service, slice};
 use lb_agent::cluster::snapshot::Change;
 use lb_agent::config::{Capacities, Config};
 use lb_agent::datapath::NodeDatapath;
-use lb_agent::node::facts::{ClientAddresses, Device, NodeFacts};
+use lb_agent::node::facts::{ClientAddresses, Device, NodeFacts, Role};
 use lb_agent::plan::Planner;
 use lb_agent::run::datapath::{Datapath as _, Setup};
 use lb_lab::Lab;
@@ -29,7 +29,7 @@ use serde_json::json;
 use super::report::Report;
 use super::sample::{Samples, nanos, time};
 use super::visible::Visible;
-use super::{ENDPOINTS, SERVICES, objects, programs};
+use super::{ENDPOINTS, Part, SERVICES, counters, objects, programs};
 
 /// The node whose BPF file system and cgroup are used.
 pub(super) const NODE: &str = "node-c";
@@ -39,19 +39,23 @@ const CHANGES: u32 = 3_000;
 const MAINTAIN_AFTER: u32 = 50;
 
 /// Measures and reports, on a thread inside the node.
-pub(super) fn measure(lab: &Lab, report: &mut Report) -> Result<()> {
+pub(super) fn measure(
+    lab: &Lab,
+    wanted: &(impl Fn(Part) -> bool + Sync),
+    report: &mut Report,
+) -> Result<()> {
     let path = lab.namespace(NODE)?;
     let namespace = File::open(&path).with_context(|| format!("open {}", path.display()))?;
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             setns(namespace, CloneFlags::CLONE_NEWNET).context("enter the node's namespace")?;
-            measure_inside(lab, report)
+            measure_inside(lab, wanted, report)
         });
         thread.join().map_err(|_| anyhow!("the measuring thread panicked"))?
     })
 }
 
-fn measure_inside(lab: &Lab, report: &mut Report) -> Result<()> {
+fn measure_inside(lab: &Lab, wanted: &impl Fn(Part) -> bool, report: &mut Report) -> Result<()> {
     report.section(
         "Ten thousand Services with ten endpoints each",
         &format!(
@@ -67,6 +71,8 @@ fn measure_inside(lab: &Lab, report: &mut Report) -> Result<()> {
         cgroup_root: lab.cgroup(NODE)?,
         netns_cookie: 0,
         xdp: XdpMode::Off,
+        pod_path: PodPath::Socket,
+        traffic_counters: Switch::On,
         snat_ports: 20_000..=59_999,
         cluster_cidrs: Vec::new(),
         capacities: default_capacities(lab.directory())?,
@@ -74,24 +80,37 @@ fn measure_inside(lab: &Lab, report: &mut Report) -> Result<()> {
     let lists = lists();
     let mut planner = Planner::new(NODE);
     let mut datapath = cold(&setup, lists, &mut planner, report)?;
-    changes(&bpffs, &mut planner, &mut datapath, report)?;
-    packets(lab, &setup, &mut planner, &mut datapath, report)?;
-    restart(&setup, &planner, datapath, report)?;
+    if wanted(Part::Scale) {
+        changes(&bpffs, &mut planner, &mut datapath, report)?;
+    }
+    let (config, uplink) = begin_packets(lab, &setup, &mut planner, &mut datapath)?;
+    if wanted(Part::Scale) {
+        programs::measure(lab, &bpffs, &config, uplink, report)?;
+    }
+    if wanted(Part::Counters) {
+        counters::packets(lab, &bpffs, &config, uplink, report)?;
+    }
+    if wanted(Part::Scale) {
+        restart(&setup, &planner, datapath, report)?;
+    } else {
+        // It would keep the cleanup away.
+        drop(datapath);
+    }
     cleanup(&bpffs).context("remove the datapath of the measurement")?;
     Ok(())
 }
 
-/// The packet programs on these maps.
-fn packets(
+/// Makes these maps know what the packet programs are measured with; their constants, and the node's uplink.
+fn begin_packets(
     lab: &Lab,
     setup: &Setup,
     planner: &mut Planner,
     datapath: &mut NodeDatapath,
-    report: &mut Report,
-) -> Result<()> {
+) -> Result<(lb_common::abi::Config, u32)> {
     let index = if_nametoindex("eth0").context("find the node's uplink")?;
     let address = lab.host(NODE)?.address;
     let uplink = Device {
+        role: Role::External,
         name: "eth0".to_owned(),
         index,
         kind: "veth".to_owned(),
@@ -104,15 +123,16 @@ fn packets(
         addresses: address.both().into_iter().map(|address| (address, true)).collect(),
         own: ClientAddresses { address4: uplink.address4, address6: uplink.address6 },
         devices: [(index, uplink)].into(),
+        ..NodeFacts::default()
     })?;
     datapath.apply(&planner.apply(programs::services(lab)?))?;
     let config = lb_common::abi::Config {
         host_netns_cookie: setup.netns_cookie,
         snat_port_min: *setup.snat_ports.start(),
         snat_port_max: *setup.snat_ports.end(),
-        pad: 0,
+        flags: 0,
     };
-    programs::measure(lab, &setup.bpffs, &config, index, report)
+    Ok((config, index))
 }
 
 /// The sizes that `lb-agent run` chooses by itself.
@@ -121,11 +141,7 @@ fn default_capacities(directory: &Path) -> Result<Capacities> {
     let args = Args::try_parse_from(["lb-agent", "run", "--manifests", &*directory])?;
     match args.command {
         Command::Run(args) => Ok(Config::new(*args, NODE)?.capacities),
-        Command::Cleanup(_)
-        | Command::Services(_)
-        | Command::Flows(_)
-        | Command::MountBpffs(_)
-        | Command::Completion { .. } => anyhow::bail!("`run` is another command"),
+        _ => anyhow::bail!("`run` is another command"),
     }
 }
 

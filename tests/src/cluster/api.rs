@@ -238,6 +238,7 @@ impl Kind {
         let version = match kind {
             "Namespace" | "Node" | "Pod" | "Service" | "Endpoints" | "ConfigMap" | "Secret" => "v1",
             "EndpointSlice" => "discovery.k8s.io/v1",
+            "ServiceCIDR" => "networking.k8s.io/v1",
             "Event" => "events.k8s.io/v1",
             other => anyhow::bail!("api.rs does not know the API version of {other}: add it"),
         };
@@ -259,8 +260,10 @@ impl Kind {
             "Endpoints" => ApiResource::from_gvk_with_plural(&identity, "endpoints"),
             _ => ApiResource::from_gvk(&identity),
         };
-        let namespaced =
-            !matches!(kind, "Namespace" | "Node" | "ClusterRole" | "ClusterRoleBinding");
+        let namespaced = !matches!(
+            kind,
+            "Namespace" | "Node" | "ClusterRole" | "ClusterRoleBinding" | "ServiceCIDR"
+        );
         Ok(Self { resource, namespaced })
     }
 }

@@ -1,4 +1,4 @@
-//! Runs the agent with exactly the capabilities that `deploy/daemon-set.yaml` asks for, so that one
+//! Runs the agent with exactly the capabilities that `deploy/install.yaml` asks for, so that one
 //! that is missing there fails the tests, and one that is not needed can be tried without.
 
 use std::fs;
@@ -6,10 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::Deserialize as _;
 use serde_json::Value;
 
 /// What the cluster would run.
-const DAEMON_SET: &str = include_str!("../../../deploy/daemon-set.yaml");
+pub const INSTALL: &str = include_str!("../../../deploy/install.yaml");
 
 /// Writes a program into `directory` that runs `agent` with those capabilities only; its path.
 ///
@@ -28,11 +29,31 @@ pub fn confined(agent: &Path, directory: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The objects of a file of manifests.
+///
+/// # Errors
+/// The file is no YAML.
+pub fn objects(manifests: &str) -> Result<Vec<Value>> {
+    let documents = serde_yaml_ng::Deserializer::from_str(manifests);
+    let objects = documents.map(|document| Value::deserialize(document).context("reading YAML"));
+    objects.collect()
+}
+
+/// The agents' DaemonSet among manifests.
+///
+/// # Errors
+/// There is none.
+pub fn daemon_set(manifests: &str) -> Result<Value> {
+    let is_it =
+        |object: &Value| object["kind"] == "DaemonSet" && object["metadata"]["name"] == "lb-agent";
+    objects(manifests)?.into_iter().find(is_it).context("no DaemonSet lb-agent among the manifests")
+}
+
 /// The capabilities by the names that setpriv knows, such as `net_admin`.
 fn capabilities() -> Result<Vec<String>> {
-    let object: Value = serde_yaml_ng::from_str(DAEMON_SET).context("reading daemon-set.yaml")?;
+    let object = daemon_set(INSTALL)?;
     let added = &object["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]
         ["add"];
-    let names = added.as_array().context("daemon-set.yaml adds no capabilities")?;
+    let names = added.as_array().context("install.yaml adds no capabilities")?;
     Ok(names.iter().filter_map(|name| Some(name.as_str()?.to_lowercase())).collect())
 }

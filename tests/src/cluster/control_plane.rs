@@ -23,10 +23,10 @@ use super::process::{Namespace, Process};
 /// The lab's host that the control plane runs on.
 pub const HOST: &str = "fabric";
 
-/// What of kube-controller-manager runs: what makes endpoints, what cleans up after deleted objects,
-/// and what gives a namespace its accounts. Node controllers would find no kubelet and give up the
-/// nodes.
-const CONTROLLERS: &str = "endpoints-controller,endpointslice-controller,\
+/// What of kube-controller-manager runs: what makes endpoints and Pods, what cleans up after deleted
+/// objects, and what gives a namespace its accounts. Node controllers would find no kubelet and give up
+/// the nodes.
+const CONTROLLERS: &str = "daemonset-controller,job-controller,endpoints-controller,endpointslice-controller,\
     endpointslice-mirroring-controller,garbage-collector-controller,namespace-controller,\
     serviceaccount-controller,serviceaccount-token-controller,\
     root-ca-certificate-publisher-controller,service-cidr-controller";

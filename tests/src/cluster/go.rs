@@ -65,7 +65,7 @@ impl Family {
         static ONE_THREAD: Mutex<()> = Mutex::new(());
         let _one_thread = ONE_THREAD.lock().unwrap_or_else(PoisonError::into_inner);
         let version = self.version()?;
-        let directory = cache_directory()?.join(format!("control-plane/{}-{version}", self.name));
+        let directory = self.directory(&version)?;
         fs::create_dir_all(&directory).with_context(|| {
             format!("creating {}: set {CACHE_VARIABLE} to a writable place", directory.display())
         })?;
@@ -82,18 +82,33 @@ impl Family {
         Ok(directory)
     }
 
+    /// Whether the cache holds `program` as it would be built now.
+    ///
+    /// # Errors
+    /// No cache directory, or the pins can't be read.
+    pub fn is_built(&self, program: &str) -> Result<bool> {
+        let version = self.version()?;
+        let directory = self.directory(&version)?;
+        let pins = self.pins(&version)?;
+        let built_from = fs::read_to_string(stamp(&directory, program));
+        Ok(directory.join(program).is_file() && built_from.is_ok_and(|built| built == pins))
+    }
+
+    fn directory(&self, version: &str) -> Result<PathBuf> {
+        Ok(cache_directory()?.join(format!("control-plane/{}-{version}", self.name)))
+    }
+
     fn ensure_program(&self, program: &str, version: &str, directory: &Path) -> Result<()> {
         let known = self.programs.iter().find(|(name, _, _)| *name == program);
         let (_, package, kind) =
             known.with_context(|| format!("the family {} has no {program}", self.name))?;
-        let pins = self.pins(version)?;
-        let stamp = directory.join(format!("{program}.built-from"));
-        let present = directory.join(program).is_file();
-        if present && fs::read_to_string(&stamp).is_ok_and(|built_from| built_from == pins) {
+        if self.is_built(program)? {
             return Ok(());
         }
         self.build(program, package, *kind, version, directory)?;
-        fs::write(&stamp, pins).with_context(|| format!("writing {}", stamp.display()))
+        let stamp = stamp(directory, program);
+        fs::write(&stamp, self.pins(version)?)
+            .with_context(|| format!("writing {}", stamp.display()))
     }
 
     /// Everything that decides what a build produces, compared byte for byte.
@@ -185,6 +200,11 @@ impl Family {
     }
 }
 
+/// Says what a program was built from.
+fn stamp(directory: &Path, program: &str) -> PathBuf {
+    directory.join(format!("{program}.built-from"))
+}
+
 fn cache_directory() -> Result<PathBuf> {
     if let Some(chosen) = std::env::var_os(CACHE_VARIABLE) {
         return Ok(chosen.into());
@@ -231,6 +251,14 @@ pub const ETCD: Family = Family {
     module: "go.etcd.io/etcd/server/v3",
     linker_flags: "-s -w",
     programs: &[("etcd", "go.etcd.io/etcd/server/v3", Kind::Program)],
+};
+
+/// What the chart is installed with, and its manifests are made with.
+pub const HELM: Family = Family {
+    name: "helm",
+    module: "helm.sh/helm/v4",
+    linker_flags: "-s -w",
+    programs: &[("helm", "helm.sh/helm/v4/cmd/helm", Kind::Program)],
 };
 
 /// Without the version flags the API server would call itself v0.0.0-master and clients that ask

@@ -11,6 +11,7 @@
 pub mod api;
 pub mod at_exit;
 pub mod binaries;
+pub mod chart;
 pub mod confined;
 pub mod control_plane;
 pub mod credentials;
@@ -20,6 +21,7 @@ pub mod namespace;
 pub mod objects;
 pub mod process;
 pub mod reach;
+pub mod requests;
 pub mod shared;
 pub mod test_cluster;
 

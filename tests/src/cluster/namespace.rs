@@ -80,6 +80,16 @@ impl TestNamespace {
         self.api.patch_status("Pod", &self.name, name, status)
     }
 
+    /// Whether a Pod that is deleted from now on stays, terminating, as with a kubelet that still ends
+    /// it. Letting go of a deleted one removes it.
+    ///
+    /// # Errors
+    /// The API server's refusal.
+    pub fn hold(&self, pod: &str, held: bool) -> Result<()> {
+        let names: &[&str] = if held { &["example.com/hold"] } else { &[] };
+        self.api.patch("Pod", &self.name, pod, json!({"metadata": {"finalizers": names}}))
+    }
+
     /// Deletes an object of this namespace.
     ///
     /// # Errors

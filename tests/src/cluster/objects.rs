@@ -20,6 +20,7 @@ pub fn node(host: &Host, number: u8) -> Value {
             "name": host.name,
             "labels": {
                 "kubernetes.io/hostname": host.name,
+                "kubernetes.io/os": "linux",
                 "topology.kubernetes.io/zone": zone(&host.name),
             },
         },

@@ -11,7 +11,7 @@ use lb_lab::{Agent, AgentOptions, Family, Lab, Options, Transport, Xdp};
 use serde_json::Value;
 
 use super::api::{ApiClient, Persist};
-use super::confined::confined;
+use super::confined::{self, confined};
 use super::control_plane::{ControlPlane, HOST};
 use super::credentials::{Identity, PORT};
 use super::namespace::TestNamespace;
@@ -57,11 +57,7 @@ impl TestCluster {
         let lab = Arc::new(Lab::up(&Options::default())?);
         serve(&lab)?;
         let control_plane = ControlPlane::start(&lab).context("starting the control plane")?;
-        for (host, number) in lab.topology().nodes() {
-            let api = control_plane.api();
-            api.apply_object("", objects::node(host, number), Persist::Yes)?;
-            api.patch_status("Node", "", &host.name, objects::node_status(host))?;
-        }
+        add_nodes(control_plane.api(), &lab)?;
         install(control_plane.api())?;
         Ok(Self {
             agents: BTreeMap::new(),
@@ -297,6 +293,18 @@ impl TestCluster {
     }
 }
 
+/// The lab's nodes as their kubelets would register them.
+///
+/// # Errors
+/// The API server's refusal.
+pub fn add_nodes(api: &ApiClient, lab: &Lab) -> Result<()> {
+    for (host, number) in lab.topology().nodes() {
+        api.apply_object("", objects::node(host, number), Persist::Yes)?;
+        api.patch_status("Node", "", &host.name, objects::node_status(host))?;
+    }
+    Ok(())
+}
+
 fn cut_table(node: &str) -> String {
     format!("lb-tests-cut-{node}")
 }
@@ -321,6 +329,10 @@ fn serve(lab: &Lab) -> Result<()> {
 
 /// The manifests of `deploy/` that the agents' rights come from.
 fn install(api: &ApiClient) -> Result<()> {
-    api.apply("kube-system", include_str!("../../../deploy/service-account.yaml"))?;
-    api.apply("kube-system", include_str!("../../../deploy/rbac.yaml"))
+    for object in confined::objects(confined::INSTALL)? {
+        if object["kind"] != "DaemonSet" {
+            api.apply_object("kube-system", object, Persist::Yes)?;
+        }
+    }
+    Ok(())
 }

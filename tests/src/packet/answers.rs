@@ -1,7 +1,7 @@
 //! What we say ourselves, and what we drop with a reason.
 
 use super::Case;
-use super::bench::{Bench, TC_DROP, TC_REDIRECT, XDP_PASS};
+use super::bench::{Bench, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_PASS};
 use super::forwarding::{ACK, OPENERS, RST, SYN, external, pod, sent};
 use super::programs::Hook;
 use anyhow::{Result, ensure};
@@ -27,7 +27,10 @@ pub(super) fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
 fn refusal<F: AnswerFormat>(to: &Segment) -> Vec<u8> {
     match to.transport {
         Transport::Tcp(_) => returned(with_link(F::HAS_HEADER_CHECKSUM, &to.reset())),
-        Transport::Udp | Transport::UdpWithoutChecksum => answer::<F>(to, Problem::PortUnreachable),
+        Transport::Udp
+        | Transport::UdpWithoutChecksum
+        | Transport::Sctp(_)
+        | Transport::SctpWithoutChecksum(_) => answer::<F>(to, Problem::PortUnreachable),
     }
 }
 
@@ -47,7 +50,10 @@ fn answer<F: AnswerFormat>(to: &Segment, problem: Problem) -> Vec<u8> {
 }
 
 fn refused<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
-    for to in [external::<F>(port::EMPTY), at::<F>(Role::ClusterIp, 7)] {
+    // At egress only what is for a Service range is our business.
+    let empty = (external::<F>(port::EMPTY), TC_NEXT);
+    let unknown_port = (at::<F>(Role::ClusterIp, 7), TC_DROP);
+    for (to, leaving) in [empty, unknown_port] {
         for transport in OPENERS.into_iter().chain([Transport::Tcp(ACK)]) {
             for payload in [0, 1, 700] {
                 let mut request = sent::<F>(to, transport);
@@ -55,7 +61,7 @@ fn refused<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
                 let refusal = refusal::<F>(&request);
                 bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &refusal)?;
                 bench.untouched(Hook::Xdp, &request.frame())?;
-                bench.untouched(Hook::Egress, &request.frame())?;
+                bench.expect(Hook::Egress, &request.frame(), leaving, &request.frame())?;
                 request.extras = 1;
                 let refusal = self::refusal::<F>(&request);
                 bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &refusal)?;
@@ -65,7 +71,7 @@ fn refused<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
         let run = bench.run(Hook::Ingress, &reset.frame())?;
         ensure!(run.action == TC_DROP, "a reset: action {}", run.action);
     }
-    bench.same_drops()
+    bench.same_counts()
 }
 
 fn silence<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
@@ -78,7 +84,7 @@ fn silence<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
         let run = bench.run(Hook::Ingress, &sent::<F>(to, Transport::Udp).frame())?;
         ensure!(run.action == TC_DROP, "{to}: action {}", run.action);
     }
-    bench.same_drops()
+    bench.same_counts()
 }
 
 fn last_hop<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
@@ -93,7 +99,7 @@ fn last_hop<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
         bench.expect(Hook::Ingress, &dying.frame(), TC_REDIRECT, &told)?;
         bench.expect(Hook::Xdp, &dying.frame(), XDP_PASS, &dying.frame())?;
     }
-    bench.same_drops()
+    bench.same_counts()
 }
 
 fn too_big<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
@@ -111,7 +117,7 @@ fn too_big<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
         let leaves = request.between(source, pod::<F>(Role::OverlayPod), 63);
         bench.expect(Hook::Ingress, &request.frame(), TC_REDIRECT, &leaves.frame())?;
     }
-    bench.same_drops()
+    bench.same_counts()
 }
 
 fn merged<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
@@ -136,12 +142,12 @@ fn later_fragments<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
     let later = Segment { fragment: piece(5, false), ..whole };
     let run = bench.run(Hook::Ingress, &later.frame())?;
     ensure!(run.action == TC_DROP, "action {}", run.action);
-    bench.same_drops()
+    bench.same_counts()
 }
 
 fn forbidden<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
     let request = sent::<F>(external::<F>(port::LOST), Transport::Udp);
     let run = bench.run(Hook::Ingress, &request.frame())?;
     ensure!(run.action == TC_DROP, "action {}", run.action);
-    bench.same_drops()
+    bench.same_counts()
 }

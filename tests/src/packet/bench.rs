@@ -2,14 +2,15 @@
 
 use super::programs::{Hook, Programs, Run};
 use super::{differ, network};
-use anyhow::{Context, Result, ensure};
-use lb_common::abi::{Config, FlowFlags};
+use anyhow::{Context, Result, anyhow, ensure};
+use lb_common::abi::{Config, ConfigFlags, Event, FlowFlags, SCTP_PROGRAMS};
 use lb_common::family::Family;
 use lb_common::lb::Verdict;
 use lb_common::lb::answer::AnswerFormat;
-use lb_common::model::node::{Node, Outcome, Tc, Xdp};
+use lb_common::model::node::{Node, Outcome, PodTc, Tc, Xdp};
 use lb_common::model::scene::{self, Role, device};
-use lb_common::model::world::World;
+use lb_common::model::sockets::HOST;
+use lb_common::model::world::{EVERYTHING, World};
 use std::net::{IpAddr, SocketAddr};
 
 /// `TC_ACT_UNSPEC`: programs behind ours see the packet.
@@ -46,7 +47,8 @@ impl<F: AnswerFormat> Bench<F> {
     pub fn new() -> Result<Self> {
         let model = scene::node::<F>();
         network::populate(&model)?;
-        Self::load(model, &["tc_ingress", "tc_egress", "xdp_ingress"])
+        let programs = Hook::ALL.map(Hook::program);
+        Self::load(model, &[&programs[..], &SCTP_PROGRAMS].concat())
     }
 
     /// A second bench in the same network, for tc ingress alone and with this range of SNAT ports.
@@ -61,9 +63,12 @@ impl<F: AnswerFormat> Bench<F> {
 
     fn load(model: Node<F>, programs: &[&str]) -> Result<Self> {
         let (snat_port_min, snat_port_max) = model.snat_ports;
-        let config = Config { host_netns_cookie: 0, snat_port_min, snat_port_max, pad: 0 };
+        let flags = ConfigFlags::POD_PACKETS | ConfigFlags::TRAFFIC;
+        let config = Config { host_netns_cookie: HOST, snat_port_min, snat_port_max, flags };
         let mut programs = Programs::load(&config, |name| programs.contains(&name))?;
         programs.fill(&model.world)?;
+        // Every event is compared.
+        programs.watch(&EVERYTHING)?;
         Ok(Self { programs, model })
     }
 
@@ -74,9 +79,11 @@ impl<F: AnswerFormat> Bench<F> {
     pub fn reset(&mut self) -> Result<()> {
         self.programs.forget()?;
         let model = scene::node::<F>();
+        self.programs.fill_clients(&model.world)?;
         if self.model.world.records != model.world.records
             || self.model.world.backends != model.world.backends
             || self.model.world.source_ranges != model.world.source_ranges
+            || self.model.world.service_ranges != model.world.service_ranges
         {
             self.programs.fill(&model.world)?;
         }
@@ -97,8 +104,10 @@ impl<F: AnswerFormat> Bench<F> {
     /// an IP header.
     pub fn shortest(&self, hook: Hook) -> usize {
         match hook {
-            Hook::Ingress | Hook::Egress => 14 + F::HEADER_LEN as usize,
             Hook::Xdp => 15,
+            Hook::Ingress | Hook::Egress | Hook::PodIngress | Hook::PodEgress => {
+                14 + F::HEADER_LEN as usize
+            }
         }
     }
 
@@ -107,18 +116,45 @@ impl<F: AnswerFormat> Bench<F> {
     /// # Errors
     /// When they don't agree.
     pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Result<Run> {
-        self.model.input = if hook == Hook::Xdp { XDP_INPUT } else { device::UPLINK };
+        self.run_both(hook, frame).map(|(_, run)| run)
+    }
+
+    /// Runs a frame through a program and the model, and returns what both did.
+    ///
+    /// # Errors
+    /// When they don't agree.
+    pub fn run_both(&mut self, hook: Hook, frame: &[u8]) -> Result<(Outcome, Run)> {
+        let input = match hook {
+            Hook::Ingress | Hook::Egress | Hook::Xdp => device::UPLINK,
+            Hook::PodIngress | Hook::PodEgress => device::POD,
+        };
+        self.model.world.monitor = EVERYTHING;
+        self.model.world.events.take();
+        // Those of frames that the model wasn't shown.
+        self.programs.events()?;
+        self.model.input = if hook == Hook::Xdp { XDP_INPUT } else { input };
         let expected = match hook {
             Hook::Ingress => self.model.ingress::<Tc>(frame),
             Hook::Egress => self.model.egress::<Tc>(frame),
             Hook::Xdp => self.model.ingress::<Xdp>(frame),
+            Hook::PodIngress => self.model.ingress::<PodTc>(frame),
+            Hook::PodEgress => self.model.egress::<PodTc>(frame),
         };
-        let run = self.programs.run(hook, device::UPLINK, self.model.segment, frame)?;
-        agree(hook, &expected, &run).with_context(|| {
+        let expected = raised_at(expected, input);
+        let run = self.programs.run(hook, input, self.model.segment, frame)?;
+        let events = self.model.world.events.take();
+        let events: Vec<_> = events.into_iter().map(|event| Event { time: 0, ..event }).collect();
+        let found = self.programs.events()?;
+        let told = if events == found {
+            Ok(())
+        } else {
+            Err(anyhow!("EVENTS: expected {events:?}, found {found:?}"))
+        };
+        told.and_then(|()| agree(hook, &expected, &run)).with_context(|| {
             let start = frame.get(..frame.len().min(120)).unwrap_or_default();
             format!("{hook:?} of {} bytes {start:02x?}", frame.len())
         })?;
-        Ok(run)
+        Ok((expected, run))
     }
 
     /// Runs a frame, and compares with what is expected besides.
@@ -167,9 +203,11 @@ impl<F: AnswerFormat> Bench<F> {
     ///
     /// # Errors
     /// Shows both when they differ.
-    pub fn same_drops(&mut self) -> Result<()> {
+    pub fn same_counts(&mut self) -> Result<()> {
         let (expected, found) = (self.model.world.dropped(), self.programs.drops()?);
         ensure!(expected == found, "DROPS: expected {expected:?}, found {found:?}");
+        let (expected, found) = (self.model.world.traffic.borrow(), self.programs.traffic()?);
+        ensure!(*expected == found, "TRAFFIC: expected {expected:?}, found {found:?}");
         Ok(())
     }
 
@@ -198,17 +236,31 @@ fn source<F: Family>(frame: &[u8]) -> Result<SocketAddr> {
     Ok(SocketAddr::new(address, port))
 }
 
+/// What enters the stack where it came in is not sent anywhere; else it gets that device's link address.
+fn raised_at(mut outcome: Outcome, input: u32) -> Outcome {
+    if outcome.verdict != Verdict::Raise {
+        return outcome;
+    }
+    if outcome.device == input {
+        return Outcome { verdict: Verdict::Deliver, ..outcome };
+    }
+    for (to, from) in outcome.bytes.iter_mut().zip(network::OWN) {
+        *to = from;
+    }
+    outcome
+}
+
 /// Whether a program did what the model says.
 fn agree(hook: Hook, expected: &Outcome, run: &Run) -> Result<()> {
     let xdp = hook == Hook::Xdp;
     let action = match expected.verdict {
-        Verdict::Pass | Verdict::Deliver if xdp => XDP_PASS,
-        Verdict::Pass | Verdict::Deliver => TC_NEXT,
-        Verdict::Drop if xdp => XDP_DROP,
-        Verdict::Drop => TC_DROP,
+        Verdict::Pass | Verdict::Deliver | Verdict::Raise | Verdict::HandOver if xdp => XDP_PASS,
+        Verdict::Pass | Verdict::Deliver | Verdict::HandOver => TC_NEXT,
+        Verdict::Drop | Verdict::Parked if xdp => XDP_DROP,
+        Verdict::Drop | Verdict::Parked => TC_DROP,
         Verdict::Answer | Verdict::Reset if xdp => XDP_PASS,
         Verdict::Forward if xdp => XDP_REDIRECT,
-        Verdict::Forward | Verdict::Answer | Verdict::Reset => TC_REDIRECT,
+        Verdict::Forward | Verdict::Raise | Verdict::Answer | Verdict::Reset => TC_REDIRECT,
     };
     ensure!(
         run.action == action,
@@ -216,7 +268,7 @@ fn agree(hook: Hook, expected: &Outcome, run: &Run) -> Result<()> {
         run.action,
         expected.verdict
     );
-    if expected.verdict == Verdict::Drop {
+    if matches!(expected.verdict, Verdict::Drop | Verdict::Parked) {
         // Nobody sees these bytes.
         return Ok(());
     }

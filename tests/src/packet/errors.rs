@@ -43,7 +43,7 @@ fn every<F: AnswerFormat>(
             }
         }
     }
-    bench.same_drops()
+    bench.same_counts()
 }
 
 fn to_local<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
@@ -167,5 +167,5 @@ fn last_hop<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
     };
     let run = bench.run(Hook::Ingress, &error.frame())?;
     ensure!(run.action == TC_DROP, "action {}", run.action);
-    bench.same_drops()
+    bench.same_counts()
 }

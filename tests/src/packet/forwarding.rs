@@ -6,10 +6,10 @@ use super::bench::{
 };
 use super::programs::Hook;
 use anyhow::{Context, Result, ensure};
-use lb_common::abi::{BackendFlags, FlowFlags, SourceSet};
+use lb_common::abi::{BackendFlags, FlowFlags, SERVICE_RANGES_MAX, SourceSet};
 use lb_common::family::Family;
 use lb_common::lb::answer::AnswerFormat;
-use lb_common::model::frame::{Fragment, Segment, Transport};
+use lb_common::model::frame::{Fragment, Segment, Transport, with_link};
 use lb_common::model::scene::{self, Role, at, ip, port};
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -38,6 +38,7 @@ pub(super) fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
         ("UDP chooses anew when its endpoint left, TCP is never cut", generations),
         ("a lost flow entry does not change a packet", repair),
         ("source ranges admit who is in one, to the load balancer's address", source_ranges),
+        ("nothing for an unowned address of a Service range leaves", ranges),
         ("a client with session affinity keeps its endpoint, through every frontend", affinity),
     ]
 }
@@ -76,7 +77,7 @@ fn local<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
             bench.expect(Hook::Egress, &reply.frame(), TC_NEXT, &back.frame())?;
         }
     }
-    bench.same_drops()
+    bench.same_counts()
 }
 
 fn extras<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
@@ -95,8 +96,6 @@ fn local_fragments<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
     let whole = sent::<F>(external::<F>(port::LOCAL), Transport::Udp);
     let backend = pod::<F>(Role::LocalPod);
     let piece = |offset, more| Some(Fragment { id: 7, offset, more });
-    let early = Segment { fragment: piece(5, true), ..whole.clone() };
-    bench.untouched(Hook::Ingress, &early.frame())?;
     for fragment in [piece(0, true), piece(5, true), piece(9, false)] {
         let request = Segment { fragment, ..whole.clone() };
         let arrives = request.between(request.source, backend, 64);
@@ -150,7 +149,7 @@ fn remote<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
             }
         }
     }
-    bench.same_drops()
+    bench.same_counts()
 }
 
 fn overlay<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
@@ -199,7 +198,7 @@ fn xdp<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
         bench.open(&other.frame())?;
         bench.untouched(Hook::Xdp, &other.frame())?;
     }
-    bench.same_drops()
+    bench.same_counts()
 }
 
 fn exhaustion<F: AnswerFormat>(_: &mut Bench<F>) -> Result<()> {
@@ -226,7 +225,7 @@ fn exhaustion<F: AnswerFormat>(_: &mut Bench<F>) -> Result<()> {
         request.source.set_port(port::CLIENT + 2);
         let run = bench.run(Hook::Ingress, &request.frame())?;
         ensure!(run.action == TC_DROP, "action {}", run.action);
-        bench.same_drops()?;
+        bench.same_counts()?;
     }
     Ok(())
 }
@@ -345,8 +344,44 @@ fn source_ranges<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
                 let arrives = request.between(request.source, pod::<F>(Role::LocalPod), 64);
                 bench.expect(Hook::Ingress, &request.frame(), TC_NEXT, &arrives.frame())?;
             }
-            bench.same_drops()?;
+            bench.same_counts()?;
         }
     }
     Ok(())
+}
+
+fn ranges<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    let from = at::<F>(Role::LocalPod, port::CLIENT);
+    let (network, len) = scene::service_range::<F>();
+    let unowned = at::<F>(Role::Unowned, port::LOCAL);
+    for opener in OPENERS {
+        let stray = Segment::new(from, unowned, opener);
+        bench.expect(Hook::Egress, &stray.frame(), TC_DROP, &stray.frame())?;
+        bench.untouched(Hook::Ingress, &stray.frame())?;
+        let live = Segment::new(from, at::<F>(Role::ClusterIp, port::LOCAL), opener);
+        bench.expect(Hook::Egress, &live.frame(), TC_DROP, &live.frame())?;
+        let direct = Segment::new(from, at::<F>(Role::Site, port::LOCAL), opener);
+        bench.untouched(Hook::Egress, &direct.frame())?;
+    }
+    let piece = Some(Fragment { id: 9, offset: 4, more: false });
+    let later = Segment { fragment: piece, ..Segment::new(from, unowned, Transport::Udp) };
+    bench.expect(Hook::Egress, &later.frame(), TC_DROP, &later.frame())?;
+    let mut packet = Segment::new(from, unowned, Transport::Udp).packet();
+    for protocol in [1, 47, 58, 132] {
+        packet[if from.is_ipv4() { 9 } else { 6 }] = protocol;
+        let frame = with_link(from.is_ipv4(), &packet);
+        bench.expect(Hook::Egress, &frame, TC_DROP, &frame)?;
+    }
+    bench.same_counts()?;
+    // The last of as many as fit.
+    bench.change(|world| {
+        world.service_ranges = Default::default();
+        (1..SERVICE_RANGES_MAX).for_each(|_| world.reserve(ip::<F>(Role::Management), 32));
+        world.reserve(network, len);
+    })?;
+    let stray = Segment::new(from, unowned, Transport::Udp);
+    bench.expect(Hook::Egress, &stray.frame(), TC_DROP, &stray.frame())?;
+    bench.change(|world| world.service_ranges = Default::default())?;
+    bench.untouched(Hook::Egress, &stray.frame())?;
+    bench.same_counts()
 }

@@ -80,7 +80,7 @@ fn node<F: AnswerFormat>() -> Result<Vec<(&'static str, Result<(), String>)>> {
 
 fn client<F: AnswerFormat>() -> Result<Vec<(&'static str, Result<(), String>)>> {
     let frontends = scene::ip::<F>(Role::External);
-    network::settle(device::UPLINK, scene::ip::<F>(Role::Client), frontends)?;
+    network::settle(device::UPLINK, &[scene::ip::<F>(Role::Client)], &[frontends])?;
     let any = if F::HAS_HEADER_CHECKSUM { "0.0.0.0:0" } else { "[::]:0" };
     let client = Client {
         empty: at::<F>(Role::External, port::EMPTY),

@@ -9,9 +9,13 @@ pub mod network;
 pub mod programs;
 
 mod answers;
+mod contract;
 mod errors;
 mod forwarding;
+mod fragments;
 mod live;
+mod node_sctp;
+mod pods;
 mod random;
 mod robustness;
 
@@ -43,10 +47,14 @@ pub fn verified_instructions() -> Result<Vec<(String, u32)>> {
 
 fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
     let mut cases = forwarding::cases::<F>();
+    cases.extend(pods::cases::<F>());
+    cases.extend(node_sctp::cases::<F>());
+    cases.extend(fragments::cases::<F>());
     cases.extend(errors::cases::<F>());
     cases.extend(answers::cases::<F>());
     cases.extend(robustness::cases::<F>());
     cases.extend(random::cases::<F>());
+    cases.extend(contract::table::<F>());
     cases
 }
 

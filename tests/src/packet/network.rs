@@ -3,6 +3,7 @@
 //! Only netlink and /proc, so that it works in a virtual machine that holds nothing but this binary.
 
 use anyhow::{Context, Result};
+use lb_common::abi::Address;
 use lb_common::family::Family;
 use lb_common::model::node::{NextHop, Node};
 use lb_common::model::scene::{self, Role, device};
@@ -18,6 +19,9 @@ use std::net::IpAddr;
 pub const NEXT_HOP: [u8; 6] = [2, 0, 0, 0, 1, 1];
 /// The link address of each of our devices.
 pub const OWN: [u8; 6] = [2, 0, 0, 0, 1, 2];
+
+/// A link address that no device has.
+const NOBODY: [u8; 6] = [2, 0, 0, 0, 1, 3];
 
 /// The loopback device's index in every namespace.
 const LOOPBACK: u32 = 1;
@@ -66,6 +70,28 @@ pub fn own(addresses: &[IpAddr]) -> Result<()> {
     })
 }
 
+/// Has what is sent to the addresses that lead to nobody leave over the uplink, as a default route does, and
+/// be nobody's there: the other end is in this namespace too, and would send it round until its hops are
+/// used up, which ends a connection that isn't answered.
+///
+/// # Errors
+/// Names the route that the kernel refused.
+pub fn lead_out() -> Result<()> {
+    with_netlink(async |netlink| {
+        for any in [Address::UNSPECIFIED_V4, Address::UNSPECIFIED_V6] {
+            let nobody = IpAddr::from(any.discard());
+            let neighbour = netlink.neighbours().add(device::UPLINK, nobody);
+            let neighbour = neighbour.link_layer_address(&NOBODY).state(NeighbourState::Permanent);
+            neighbour.execute().await.with_context(|| format!("add {nobody} as neighbour"))?;
+            let hop = NextHop::Device { index: device::UPLINK, mtu: 1500, resolved: false };
+            add_route(&netlink, nobody, hop)
+                .await
+                .with_context(|| format!("add a route to {nobody}"))?;
+        }
+        Ok(())
+    })
+}
+
 /// Gives the namespace the addresses and routes of the scene.
 ///
 /// # Errors
@@ -100,26 +126,34 @@ pub fn hand_over(index: u32, thread: u32) -> Result<()> {
     })
 }
 
-/// In the namespace that got the other end: gives it an address, and a route to `destination` over it.
+/// In the namespace that got the other end: gives it addresses, and routes to these destinations over it.
 ///
 /// # Errors
 /// Names what the kernel refused.
-pub fn settle(index: u32, address: IpAddr, destination: IpAddr) -> Result<()> {
+pub fn settle(index: u32, addresses: &[IpAddr], destinations: &[IpAddr]) -> Result<()> {
     for (path, value) in SYSCTLS {
         fs::write(path, value).with_context(|| format!("write {value} to {path}"))?;
     }
     let (_, peer) = names(index);
+    // It came before the default was written.
+    let path = format!("/proc/sys/net/ipv6/conf/{peer}/accept_dad");
+    fs::write(&path, "0").with_context(|| format!("write 0 to {path}"))?;
     let link = if_nametoindex(peer.as_str()).with_context(|| format!("find {peer}"))?;
     with_netlink(async |netlink| {
         up(&netlink, LOOPBACK).await.context("set lo up")?;
         up(&netlink, link).await.with_context(|| format!("set {peer} up"))?;
-        let request = netlink.address().add(link, address, address_bits(address));
-        request.execute().await.with_context(|| format!("add the address {address}"))?;
-        let hop = NextHop::Device { index: link, mtu: 1500, resolved: false };
-        add_route(&netlink, destination, hop).await.context("add a route to the node")?;
-        let neighbour = netlink.neighbours().add(link, destination).link_layer_address(&OWN);
-        let neighbour = neighbour.state(NeighbourState::Permanent);
-        neighbour.execute().await.context("add the node as neighbour")
+        for address in addresses {
+            let request = netlink.address().add(link, *address, address_bits(*address));
+            request.execute().await.with_context(|| format!("add the address {address}"))?;
+        }
+        for destination in destinations {
+            let hop = NextHop::Device { index: link, mtu: 1500, resolved: false };
+            add_route(&netlink, *destination, hop).await.context("add a route to the node")?;
+            let neighbour = netlink.neighbours().add(link, *destination).link_layer_address(&OWN);
+            let neighbour = neighbour.state(NeighbourState::Permanent);
+            neighbour.execute().await.context("add the node as neighbour")?;
+        }
+        Ok(())
     })
 }
 

@@ -5,16 +5,17 @@
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuHashMap};
+use aya::maps::{Array, HashMap, MapData, PerCpuHashMap, ProgramArray, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use bytemuck::bytes_of;
 use lb_common::abi::{
-    Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, Device, DropKey, Flow,
-    FlowKey, Frontend, FrontendKey, ReverseKey, ReverseValue, ServicePointer, ServiceRecord,
-    SourceRange, map,
+    Address, AffinityKey, AffinityValue, Backend, ClientAddresses, Config, Device, DropKey, Event,
+    Flow, FlowKey, Frontend, FrontendKey, Monitor, ReverseKey, ReverseValue, SCTP_PROGRAMS,
+    ServicePointer, ServiceRanges, ServiceRecord, SourceRange, Traffic, TrafficKey, map,
 };
 use lb_common::family::{Family, V4, V6};
+use lb_common::lb::fragment::{ParkedFrame, ParkedKey};
 use lb_common::model::world::World;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ const FRAME: usize = 16 * 1024;
 /// `struct __sk_buff`: its size and the members that a test run may set (include/uapi/linux/bpf.h).
 const SK_BUFF: usize = 192;
 const SK_BUFF_IFINDEX: usize = 40;
+const SK_BUFF_GSO_SEGS: usize = 164;
 const SK_BUFF_GSO_SIZE: usize = 176;
 
 /// A packet program.
@@ -35,6 +37,27 @@ pub enum Hook {
     Egress,
     /// XDP.
     Xdp,
+    /// tc ingress of a pod's device.
+    PodIngress,
+    /// tc egress of a pod's device.
+    PodEgress,
+}
+
+impl Hook {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Ingress, Self::Egress, Self::Xdp, Self::PodIngress, Self::PodEgress];
+
+    /// The program's name.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Ingress => "tc_ingress",
+            Self::Egress => "tc_egress",
+            Self::Xdp => "xdp_ingress",
+            Self::PodIngress => "pod_ingress",
+            Self::PodEgress => "pod_egress",
+        }
+    }
 }
 
 /// What became of a frame.
@@ -45,6 +68,9 @@ pub struct Run {
     /// The frame as the program left it.
     pub bytes: Vec<u8>,
 }
+
+type TrafficBytes = [u8; size_of::<TrafficKey>()];
+type Counters = [u8; size_of::<Traffic>()];
 
 /// The loaded object.
 #[derive(Debug)]
@@ -64,7 +90,7 @@ impl Programs {
         for (name, entries) in [
             (map::SERVICES, 256),
             (map::RECORDS, 256),
-            (map::SLOTS, 8192),
+            (map::SLOTS, 32_768),
             (map::BACKENDS, 512),
             (map::FLOWS4, 16_384),
             (map::FLOWS6, 16_384),
@@ -82,6 +108,7 @@ impl Programs {
             }
             .with_context(|| format!("load the program {name}"))?;
         }
+        set_calls(&mut ebpf)?;
         Ok(Self { ebpf })
     }
 
@@ -103,23 +130,24 @@ impl Programs {
         Ok(counts)
     }
 
-    /// Writes the Service tables.
+    /// Writes the Service tables; what the hashes held before goes.
     ///
     /// # Errors
     /// Names the map that refused.
     pub fn fill(&mut self, world: &World) -> Result<()> {
         let frontends = world.frontends.iter().map(|(key, value)| (bytes(key), bytes(value)));
-        self.insert::<{ size_of::<FrontendKey>() }, { size_of::<Frontend>() }>(
+        self.replace::<{ size_of::<FrontendKey>() }, { size_of::<Frontend>() }>(
             map::FRONTENDS,
             frontends,
         )?;
         let addresses = world.addresses.iter().map(|(key, flags)| (bytes(key), bytes(flags)));
-        self.insert::<16, 4>(map::ADDRESSES, addresses)?;
-        let clients = world.clients.iter().map(|(cookie, value)| (bytes(cookie), bytes(value)));
-        self.insert::<8, { size_of::<ClientAddresses>() }>(map::CLIENTS, clients)?;
+        self.replace::<16, 4>(map::ADDRESSES, addresses)?;
+        self.fill_clients(world)?;
         self.set_source_ranges(&world.source_ranges)?;
+        let ranges = (0..).zip(&world.service_ranges).map(|(at, ranges)| (at, bytes(ranges)));
+        self.set::<{ size_of::<ServiceRanges>() }>(map::SERVICE_RANGES, ranges)?;
         let devices = world.devices.iter().map(|(index, device)| (bytes(index), bytes(device)));
-        self.insert::<4, { size_of::<Device>() }>(map::DEVICES, devices)?;
+        self.replace::<4, { size_of::<Device>() }>(map::DEVICES, devices)?;
         // The record of a Service lies at the Service's own index.
         let current = world
             .records
@@ -132,6 +160,15 @@ impl Programs {
         self.set::<4>(map::SLOTS, slots)?;
         let backends = (0..).zip(&world.backends).map(|(at, backend)| (at, bytes(backend)));
         self.set::<{ size_of::<Backend>() }>(map::BACKENDS, backends)
+    }
+
+    /// Writes CLIENTS.
+    ///
+    /// # Errors
+    /// When the map refuses.
+    pub fn fill_clients(&mut self, world: &World) -> Result<()> {
+        let clients = world.clients.iter().map(|(cookie, value)| (bytes(cookie), bytes(value)));
+        self.replace::<8, { size_of::<ClientAddresses>() }>(map::CLIENTS, clients)
     }
 
     /// SOURCE_RANGES holds these, and no others.
@@ -159,17 +196,59 @@ impl Programs {
     pub fn forget(&mut self) -> Result<()> {
         self.clear::<{ size_of::<FlowKey<V4>>() }, { size_of::<Flow<V4>>() }>(map::FLOWS4)?;
         self.clear::<{ size_of::<FlowKey<V6>>() }, { size_of::<Flow<V6>>() }>(map::FLOWS6)?;
-        self.clear::<{ size_of::<AffinityKey>() }, { size_of::<AffinityValue>() }>(map::AFFINITY)?;
+        self.forget_affinity()?;
         self.clear::<8, { size_of::<ClientAddresses>() }>(map::CLIENTS)?;
         self.clear::<16, 4>(map::FRAGMENTS4)?;
         self.clear::<40, 4>(map::FRAGMENTS6)?;
+        self.clear::<{ size_of::<ParkedKey>() }, { size_of::<ParkedFrame>() }>(map::PARKED)?;
+        self.forget_calls()
+    }
+
+    /// Forgets clients of Services with session affinity.
+    ///
+    /// # Errors
+    /// When the map refuses.
+    pub fn forget_affinity(&mut self) -> Result<()> {
+        self.clear::<{ size_of::<AffinityKey>() }, { size_of::<AffinityValue>() }>(map::AFFINITY)
+    }
+
+    /// Forgets what sockets talk to, and counters.
+    ///
+    /// # Errors
+    /// Names the map that refused.
+    pub fn forget_calls(&mut self) -> Result<()> {
         self.clear::<{ size_of::<ReverseKey>() }, { size_of::<ReverseValue>() }>(map::REVERSE)?;
         let mut drops = self.drop_counters()?;
         let keys: Vec<_> = drops.keys().collect::<Result<_, _>>().context("list DROPS")?;
         for key in keys {
             drops.remove(&key).context("clear DROPS")?;
         }
+        let mut traffic = self.traffic_counters()?;
+        let keys: Vec<_> = traffic.keys().collect::<Result<_, _>>().context("list TRAFFIC")?;
+        for key in keys {
+            traffic.remove(&key).context("clear TRAFFIC")?;
+        }
         Ok(())
+    }
+
+    /// Backends and frontends of REVERSE.
+    ///
+    /// # Errors
+    /// When the map can't be listed.
+    pub fn translations(&mut self) -> Result<Vec<(SocketAddr, SocketAddr)>> {
+        let map =
+            self.hash::<{ size_of::<ReverseKey>() }, { size_of::<ReverseValue>() }>(map::REVERSE)?;
+        let mut found = Vec::new();
+        for entry in map.iter() {
+            let (key, value) = entry.context("list REVERSE")?;
+            let key: ReverseKey = bytemuck::pod_read_unaligned(&key);
+            let value: ReverseValue = bytemuck::pod_read_unaligned(&value);
+            found.push((
+                SocketAddr::new(key.address.into(), key.port.get()),
+                SocketAddr::new(value.address.into(), value.port.get()),
+            ));
+        }
+        Ok(found)
     }
 
     /// The backends that REVERSE says sockets talk to, one for each socket, sorted.
@@ -186,6 +265,17 @@ impl Programs {
         }
         backends.sort_unstable();
         Ok(backends)
+    }
+
+    /// How many fragments wait for their first one.
+    ///
+    /// # Errors
+    /// When the map can't be listed.
+    pub fn parked(&mut self) -> Result<usize> {
+        let map =
+            self.hash::<{ size_of::<ParkedKey>() }, { size_of::<ParkedFrame>() }>(map::PARKED)?;
+        let keys: Vec<_> = map.keys().collect::<Result<_, _>>().context("list PARKED")?;
+        Ok(keys.len())
     }
 
     /// Removes the flow entries whose flags are judged lost, as an LRU may; returns how many are left.
@@ -241,6 +331,30 @@ impl Programs {
             .collect()
     }
 
+    /// From now on these events are put into EVENTS.
+    ///
+    /// # Errors
+    /// When the map refuses.
+    pub fn watch(&mut self, monitor: &Monitor) -> Result<()> {
+        let element = std::iter::once((0, bytes(monitor)));
+        self.set::<{ size_of::<Monitor>() }>(map::MONITOR, element)
+    }
+
+    /// The events since the last call, without their times.
+    ///
+    /// # Errors
+    /// When the ring buffer can't be read.
+    pub fn events(&mut self) -> Result<Vec<Event>> {
+        let map = self.ebpf.map_mut(map::EVENTS).context("the object has no EVENTS")?;
+        let mut ring = RingBuf::try_from(map).context("the map EVENTS")?;
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            let event: Event = bytemuck::pod_read_unaligned(&item);
+            events.push(Event { time: 0, ..event });
+        }
+        Ok(events)
+    }
+
     /// Drops by Service and reason, over all CPUs.
     ///
     /// # Errors
@@ -256,6 +370,22 @@ impl Programs {
         Ok(counts)
     }
 
+    /// Traffic by endpoint, over all CPUs.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn traffic(&mut self) -> Result<BTreeMap<TrafficKey, Traffic>> {
+        let traffic = self.traffic_counters()?;
+        let mut counts = BTreeMap::new();
+        for entry in traffic.iter() {
+            let (key, values) = entry.context("read TRAFFIC")?;
+            let values = values.iter().map(|value| bytemuck::pod_read_unaligned::<Traffic>(value));
+            let sum = values.fold(Traffic::default(), |sum, value| sum + value);
+            counts.insert(bytemuck::pod_read_unaligned(&key), sum);
+        }
+        Ok(counts)
+    }
+
     /// Runs a program on a frame that came in through (or is about to leave through) `device`; `segment`
     /// is the payload per segment of a frame that holds merged ones, or 0.
     ///
@@ -266,18 +396,18 @@ impl Programs {
         let mut context = [0; SK_BUFF];
         put(&mut context, SK_BUFF_IFINDEX, device);
         put(&mut context, SK_BUFF_GSO_SIZE, segment);
+        put(&mut context, SK_BUFF_GSO_SEGS, segments(segment, frame.len()));
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
         let result = match hook {
-            Hook::Ingress | Hook::Egress => {
-                options.ctx_in = Some(&context);
-                let name = if hook == Hook::Ingress { "tc_ingress" } else { "tc_egress" };
-                let program: &SchedClassifier = self.program(name)?.try_into()?;
+            Hook::Xdp => {
+                let program: &Xdp = self.program(hook.program())?.try_into()?;
                 program.test_run(options)
             }
-            Hook::Xdp => {
-                let program: &Xdp = self.program("xdp_ingress")?.try_into()?;
+            Hook::Ingress | Hook::Egress | Hook::PodIngress | Hook::PodEgress => {
+                options.ctx_in = Some(&context);
+                let program: &SchedClassifier = self.program(hook.program())?.try_into()?;
                 program.test_run(options)
             }
         };
@@ -306,15 +436,29 @@ impl Programs {
         PerCpuHashMap::try_from(map).context("the map DROPS")
     }
 
-    fn insert<const K: usize, const V: usize>(
+    fn traffic_counters(&mut self) -> Result<PerCpuHashMap<&mut MapData, TrafficBytes, Counters>> {
+        let map = self.ebpf.map_mut(map::TRAFFIC).context("the object has no TRAFFIC")?;
+        PerCpuHashMap::try_from(map).context("the map TRAFFIC")
+    }
+
+    /// The hash holds these entries, and no others.
+    fn replace<const K: usize, const V: usize>(
         &mut self,
         name: &str,
         entries: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
     ) -> Result<()> {
         let mut map = self.hash::<K, V>(name)?;
+        let mut wanted = BTreeMap::new();
         for (key, value) in entries {
-            map.insert(array::<K>(&key)?, array::<V>(&value)?, 0)
-                .with_context(|| format!("insert into {name}"))?;
+            wanted.insert(array::<K>(&key)?, array::<V>(&value)?);
+        }
+        let present: Vec<[u8; K]> =
+            map.keys().collect::<Result<_, _>>().with_context(|| format!("list {name}"))?;
+        for key in present.iter().filter(|key| !wanted.contains_key(*key)) {
+            map.remove(key).with_context(|| format!("remove from {name}"))?;
+        }
+        for (key, value) in wanted {
+            map.insert(key, value, 0).with_context(|| format!("insert into {name}"))?;
         }
         Ok(())
     }
@@ -348,6 +492,12 @@ impl Programs {
     }
 }
 
+/// How many segments a frame of this length counts for here, and in the model: a real one has about as
+/// many.
+fn segments(segment: u32, frame: usize) -> u32 {
+    if segment == 0 { 0 } else { (frame as u32).div_ceil(segment) }
+}
+
 fn put(context: &mut [u8; SK_BUFF], offset: usize, value: u32) {
     for (to, from) in context.iter_mut().skip(offset).zip(value.to_ne_bytes()) {
         *to = from;
@@ -360,4 +510,16 @@ fn bytes<T: bytemuck::Pod>(value: &T) -> Vec<u8> {
 
 fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N]> {
     bytes.try_into().with_context(|| format!("{} bytes where {N} belong", bytes.len()))
+}
+
+/// The programs for SCTP, as far as they are loaded.
+fn set_calls(ebpf: &mut Ebpf) -> Result<()> {
+    for (index, name) in (0..).zip(SCTP_PROGRAMS) {
+        let Some(Ok(fd)) = ebpf.program(name).map(Program::fd) else { continue };
+        let fd = fd.try_clone()?;
+        let map = ebpf.map_mut(map::CALLS).context("the object has no program array")?;
+        let mut calls = ProgramArray::try_from(map)?;
+        calls.set(index, &fd, 0).with_context(|| format!("put {name} into the program array"))?;
+    }
+    Ok(())
 }

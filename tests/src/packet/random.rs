@@ -35,7 +35,7 @@ fn histories<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
                 .with_context(|| format!("history {history}, step {step}"))?;
             known.push(run.bytes);
         }
-        bench.same_drops().with_context(|| format!("history {history}"))?;
+        bench.same_counts().with_context(|| format!("history {history}"))?;
     }
     Ok(())
 }

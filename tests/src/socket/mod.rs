@@ -5,6 +5,7 @@
 
 mod cases;
 mod cgroup;
+mod contract;
 mod servers;
 
 use crate::packet::network;
@@ -93,8 +94,11 @@ fn run<F: Family>(style: Style) -> Result<Vec<(&'static str, Result<(), String>)
         Role::RemotePod,
         Role::SecondRemotePod,
         Role::ThirdRemotePod,
+        Role::Site,
+        Role::UnknownPod,
     ];
     network::own(&roles.map(|role| scene::ip::<F>(role)))?;
+    network::lead_out()?;
     let world = scene::world::<F>();
     let config = Config { host_netns_cookie: netns_cookie()?, ..Config::default() };
     let mut programs =

@@ -3,14 +3,19 @@
 
 use super::boot;
 use anyhow::{Context, Result, ensure};
-use lb_agent::args::XdpMode;
+use lb_agent::args::{PodPath, Switch, XdpMode};
 use lb_agent::bpf::{Kernel, cleanup};
 use lb_agent::config::Capacities;
-use lb_agent::node::facts::Device;
+use lb_agent::node::facts::{Device, Role};
 use lb_agent::node::namespace::netns_cookie;
 use lb_agent::run::datapath::Setup;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long the kernel may take to free what nothing holds any more: an array of programs, and those in
+/// it, are freed by a worker after the last pin has gone (`bpf_fd_array_map_clear`).
+const EMPTIED: Duration = Duration::from_secs(20);
 
 /// The loopback device is there without being made, and takes every kind of program.
 const DEVICE: (&str, u32) = ("lo", 1);
@@ -19,10 +24,11 @@ const DEVICE: (&str, u32) = ("lo", 1);
 /// (`vm: program NAME INSTRUCTIONS`), and removes it.
 pub fn loads_attaches_and_leaves() -> Result<()> {
     let mut kernel = Kernel::open(&setup()?).context("load the programs")?;
-    print_programs()?;
+    kernel.serve_sctp().context("load the programs for SCTP")?;
     kernel.attach_sockets().context("attach the socket hooks")?;
     let (name, index) = DEVICE;
     let device = Device {
+        role: Role::External,
         name: name.to_owned(),
         index,
         kind: String::new(),
@@ -31,14 +37,26 @@ pub fn loads_attaches_and_leaves() -> Result<()> {
         address4: None,
         address6: None,
     };
-    kernel.sync_devices(&BTreeMap::from([(index, device)])).context("attach to a device")?;
-    let status = kernel.attached().get(&index).context("the device is not among the attached")?;
-    println!("vm: attached to {name} by {:?} and {:?}", status.tc, status.xdp);
+    for role in [Role::External, Role::Pod] {
+        let device = Device { role, ..device.clone() };
+        kernel.sync_devices(&BTreeMap::from([(index, device)])).context("attach to a device")?;
+        let status =
+            kernel.attached().get(&index).context("the device is not among the attached")?;
+        println!("vm: attached to {name} by {:?} and {:?}", status.tc, status.xdp);
+    }
+    print_programs()?;
     drop(kernel);
     cleanup::cleanup(Path::new(boot::BPFFS)).context("remove everything")?;
-    let left: Vec<_> = aya::programs::loaded_programs().collect::<Result<_, _>>()?;
-    ensure!(left.is_empty(), "{} programs are left after the cleanup", left.len());
-    Ok(())
+    let emptied = Instant::now() + EMPTIED;
+    loop {
+        let left: Vec<_> = aya::programs::loaded_programs().collect::<Result<_, _>>()?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        let late = Instant::now() >= emptied;
+        ensure!(!late, "{} programs are left after the cleanup", left.len());
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn setup() -> Result<Setup> {
@@ -47,6 +65,8 @@ fn setup() -> Result<Setup> {
         cgroup_root: boot::CGROUP_ROOT.into(),
         netns_cookie: netns_cookie().context("read the cookie of the network namespace")?,
         xdp: XdpMode::Generic,
+        pod_path: PodPath::Socket,
+        traffic_counters: Switch::On,
         snat_ports: 1_024..=29_999,
         cluster_cidrs: Vec::new(),
         capacities: Capacities {
@@ -55,6 +75,7 @@ fn setup() -> Result<Setup> {
             slots: 1_024,
             source_ranges: 64,
             flows: 512,
+            traffic: 64,
         },
     })
 }

@@ -1,16 +1,12 @@
 //! What the other tests rely on: the control plane is a real one, and survives what they do to it.
 //! And what needs no agent: the API server accepts the manifests of `deploy/`.
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lb_lab::{Family, Request};
 use lb_tests::cluster::credentials::PORT;
 use lb_tests::cluster::test_cluster::NODES;
-use lb_tests::cluster::{Identity, Persist, alone_without_agents, without_agents};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use lb_tests::cluster::{Identity, Persist, alone_without_agents, chart, confined, without_agents};
+use serde_json::json;
 
 const SERVICE: &str = "
 apiVersion: v1
@@ -98,41 +94,23 @@ fn a_node_that_is_cut_off_reaches_the_api_server_no_more_until_it_is_mended() ->
     })
 }
 
-/// Every document that `kubectl apply -k deploy` would send, as `kustomization.yaml` lists them.
-fn manifests_of_deploy() -> Result<Vec<Value>> {
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    let read = |name: &str| {
-        let path = deploy.join(name);
-        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
-    };
-    let kustomization: Value = serde_yaml_ng::from_str(&read("kustomization.yaml")?)?;
-    let resources = kustomization["resources"].as_array().context("no resources")?;
-    let mut documents = Vec::new();
-    for resource in resources.iter().filter_map(Value::as_str) {
-        for document in serde_yaml_ng::Deserializer::from_str(&read(resource)?) {
-            documents.push(Value::deserialize(document).with_context(|| resource.to_owned())?);
-        }
-    }
-    Ok(documents)
-}
-
 #[test]
 fn the_manifests_of_deploy_pass_a_strict_server_side_dry_run() -> Result<()> {
     without_agents(|cluster| {
-        let manifests = manifests_of_deploy()?;
+        let manifests = confined::objects(confined::INSTALL)?;
         let kinds: Vec<_> = manifests.iter().filter_map(|object| object["kind"].as_str()).collect();
         ensure!(
-            kinds
-                == [
-                    "ServiceAccount",
-                    "ClusterRole",
-                    "ClusterRoleBinding",
-                    "ConfigMap",
-                    "DaemonSet"
-                ],
-            "kustomization.yaml lists {kinds:?}"
+            kinds == ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"],
+            "install.yaml holds {kinds:?}"
         );
-        for manifest in manifests {
+        let hooks = chart::template(&["--set", "apiServer.addresses={https://10.0.0.10:6443}"])?;
+        let hooks = confined::objects(&String::from_utf8(hooks.stdout)?)?;
+        let hooks: Vec<_> = hooks
+            .into_iter()
+            .filter(|object| object["metadata"]["annotations"]["helm.sh/hook"].is_string())
+            .collect();
+        ensure!(hooks.len() == 5, "the chart has {} hooks", hooks.len());
+        for manifest in manifests.into_iter().chain(hooks) {
             cluster.api().apply_object("default", manifest, Persist::DryRun)?;
         }
         Ok(())

@@ -89,11 +89,7 @@ fn load_balancers_are_told_which_nodes_have_endpoints_and_terminating_ones_do_no
         told(cluster, port, [Told::Count(1), Told::Count(0)])?;
 
         // Deleted, but held back: it is terminating, and goes on answering.
-        let hold = |names: Value| {
-            let change = json!({"metadata": {"finalizers": names}});
-            cluster.api().patch("Pod", namespace.name(), "pod-a1", change)
-        };
-        hold(json!(["example.com/hold"]))?;
+        namespace.hold("pod-a1", true)?;
         namespace.delete("Pod", "pod-a1")?;
         let outcome = told(cluster, port, [Told::Count(0), Told::Count(0)]).and_then(|()| {
             for family in Family::BOTH {
@@ -102,7 +98,7 @@ fn load_balancers_are_told_which_nodes_have_endpoints_and_terminating_ones_do_no
             }
             Ok(())
         });
-        hold(json!([]))?;
+        namespace.hold("pod-a1", false)?;
         outcome.context("with a terminating endpoint only")?;
 
         namespace.report("pod-a2", "pod-a2", true)?;

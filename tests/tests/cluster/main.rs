@@ -5,8 +5,14 @@
 //! (about ten minutes). All tests share one cluster and each has a namespace of its own in it.
 
 mod bad_input;
+mod chart;
+mod chart_monitoring;
 mod control_plane;
+mod documents;
 mod examples;
 mod health_checks;
 mod outages;
+mod ranges;
+mod swap;
+mod takeover;
 mod updates;

@@ -83,7 +83,7 @@ impl<'a> Traffic<'a> {
     fn stop(self) -> Result<()> {
         for (client, load) in self.loads {
             let report: LoadReport = self.cluster.peer(client)?.stop_load(load)?;
-            ensure!(report.failed == 0 && report.ok > 0, "requests of {client}: {report:?}");
+            ensure!(report.lost() == 0 && report.ok > 0, "requests of {client}: {report:?}");
         }
         Ok(())
     }

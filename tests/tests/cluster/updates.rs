@@ -63,7 +63,7 @@ fn a_pod_that_is_not_ready_leaves_and_comes_back_while_no_request_is_lost() -> R
             reach_all(cluster, &namespace, 80, both)?;
         }
         let report = peer.stop_load(load)?;
-        assert_eq!(report.failed, 0, "{report:?}");
+        assert_eq!(report.lost(), 0, "{report:?}");
         assert!(report.ok > 100, "{report:?}");
         Ok(())
     })

@@ -1,26 +1,43 @@
 //! Session affinity: a client's connections keep together, wherever the client is.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
 use lb_lab::{EXTERNAL_IP, Family, LOAD_BALANCER, Options, Request, Transport};
 
 use crate::manifest::{PORT, Service};
-use crate::stage::{Stage, each};
+use crate::stage::{Pods, Stage, each, for_both};
 
 /// The default of Kubernetes.
 const THREE_HOURS: Option<u32> = Some(10_800);
 /// Without affinity, as many requests reach one of three endpoints alone once in 10⁷ runs.
 const REQUESTS: u32 = 16;
 
+for_both! {
+    pods_and_nodes_keep_one_endpoint_through_every_address,
+    affinity_is_switched_on_and_off_while_the_service_is_used,
+    a_client_that_was_silent_for_longer_than_the_timeout_is_forgotten,
+    a_client_whose_endpoint_leaves_gets_another_and_keeps_it,
+}
+
 fn three(affinity: Option<u32>) -> Service {
     Service { affinity, ..Service::new(1, &["pod-a1", "pod-a2", "pod-b1"]) }
 }
 
-/// Who answers requests, each from a socket of its own.
+/// Who answers requests, each from a socket of its own, and UDP from a port of its own: a port that is used
+/// again belongs to a flow that has its endpoint.
 fn servers(stage: &Stage, from: &str, request: &Request) -> BTreeSet<String> {
-    (0..REQUESTS).map(|_| stage.answer(from, request).server).collect()
+    static PORTS: AtomicU16 = AtomicU16::new(10_000);
+    let server = |_| {
+        let request = match request.transport {
+            Transport::Tcp => request.clone(),
+            Transport::Udp => request.clone().from_port(PORTS.fetch_add(1, Ordering::Relaxed)),
+        };
+        stage.answer(from, &request).server
+    };
+    (0..REQUESTS).map(server).collect()
 }
 
 fn cluster_ip(service: &Service, family: Family, transport: Transport) -> Request {
@@ -43,10 +60,9 @@ fn a_client_outside_keeps_one_endpoint_through_every_address_of_a_node() {
     }
 }
 
-#[test]
-fn pods_and_nodes_keep_one_endpoint_through_every_address() {
+fn pods_and_nodes_keep_one_endpoint_through_every_address(pods: Pods) {
     let service = three(THREE_HOURS);
-    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
     for (from, node) in
         [("pod-b2", "node-b"), ("pod-a2", "node-a"), ("node-a", "node-a"), ("node-b", "node-b")]
     {
@@ -69,9 +85,8 @@ fn pods_and_nodes_keep_one_endpoint_through_every_address() {
     }
 }
 
-#[test]
-fn affinity_is_switched_on_and_off_while_the_service_is_used() {
-    let stage = Stage::up(&Options::default(), &[three(THREE_HOURS)]);
+fn affinity_is_switched_on_and_off_while_the_service_is_used(pods: Pods) {
+    let stage = Stage::serving(pods, &Options::default(), &[three(THREE_HOURS)]);
     for affinity in [None, THREE_HOURS, None, Some(86_400), Some(600)] {
         let service = three(affinity);
         stage.publish(std::slice::from_ref(&service));
@@ -95,10 +110,9 @@ fn affinity_is_switched_on_and_off_while_the_service_is_used() {
     }
 }
 
-#[test]
-fn a_client_that_was_silent_for_longer_than_the_timeout_is_forgotten() {
+fn a_client_that_was_silent_for_longer_than_the_timeout_is_forgotten(pods: Pods) {
     let service = three(Some(1));
-    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
     let outside = Request::tcp(stage.address("node-b", Family::V6), service.node_port_number());
     let inside = cluster_ip(&service, Family::V4, Transport::Udp);
     for (from, request) in [("client", outside), ("pod-a1", inside)] {
@@ -120,10 +134,9 @@ fn a_client_that_was_silent_for_longer_than_the_timeout_is_forgotten() {
     }
 }
 
-#[test]
-fn a_client_whose_endpoint_leaves_gets_another_and_keeps_it() {
+fn a_client_whose_endpoint_leaves_gets_another_and_keeps_it(pods: Pods) {
     let service = three(THREE_HOURS);
-    let mut stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let mut stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
     for (family, transport) in each() {
         let inside = cluster_ip(&service, family, transport);
         let outside =

@@ -7,7 +7,7 @@ use lb_lab::{Options, Request};
 
 use crate::foreign::Foreign;
 use crate::manifest::{PORT, Service};
-use crate::stage::{Stage, each};
+use crate::stage::{Pods, Stage, each, for_both};
 
 #[test]
 fn foreign_programs_behind_ours_see_what_we_pass_on_and_what_we_translate_for_local_backends() {
@@ -32,10 +32,11 @@ fn foreign_programs_behind_ours_see_what_we_pass_on_and_what_we_translate_for_lo
     }
 }
 
-#[test]
-fn cleanup_removes_everything_of_ours_and_nothing_else() {
+for_both! { cleanup_removes_everything_of_ours_and_nothing_else }
+
+fn cleanup_removes_everything_of_ours_and_nothing_else(pods: Pods) {
     let service = Service::new(1, &["pod-a1", "pod-b1"]);
-    let mut stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let mut stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
     let directions = ["ingress", "egress"];
     let _foreign = directions.map(|direction| Foreign::filter(&stage, "node-a", "eth0", direction));
     let bpffs = stage.lab().bpffs("node-a");

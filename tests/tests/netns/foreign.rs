@@ -4,7 +4,9 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
+};
 use aya::sys::Stats;
 use aya::{Ebpf, EbpfLoader};
 use nix::sched::{CloneFlags, setns};
@@ -66,6 +68,20 @@ impl Foreign {
         };
         let (program, object) = std::thread::spawn(attach).join().unwrap();
         Self { program, _statistics: statistics, _object: object }
+    }
+
+    /// A program at a socket hook of a host, beside ours.
+    pub fn at_sockets(stage: &Stage, host: &str) -> Self {
+        let statistics = aya::sys::enable_stats(Stats::RunTime).unwrap();
+        let cgroup = File::open(stage.lab().cgroup(host).unwrap()).unwrap();
+        let mut object = object();
+        let program = object.program_mut("connect4").unwrap();
+        let program: &mut CgroupSockAddr = program.try_into().unwrap();
+        program.load().unwrap();
+        // A link is always one of several.
+        program.attach(cgroup, CgroupAttachMode::Single).unwrap();
+        let id = program.info().unwrap().id();
+        Self { program: id, _statistics: statistics, _object: object }
     }
 
     /// How many packets it has seen.

@@ -5,35 +5,36 @@ use std::time::Duration;
 use lb_lab::{Family, Options, Request, Transport};
 
 use crate::manifest::{PORT, Service};
-use crate::stage::{Stage, each};
+use crate::stage::{Pods, Stage, each, for_both};
 
 /// A port that no pod serves.
 const CLOSED: u16 = 9;
 
-#[test]
-fn a_backends_port_unreachable_reaches_the_client_of_local_and_remote_flows() {
+for_both! { a_backends_port_unreachable_reaches_the_client_of_local_and_remote_flows }
+
+fn a_backends_port_unreachable_reaches_the_client_of_local_and_remote_flows(pods: Pods) {
     let closed = |number, backend: &str| Service {
         target_port: CLOSED,
         ..Service::node_port(number, &[backend])
     };
     let services = [closed(1, "pod-a1"), closed(2, "pod-b1")];
-    let stage = Stage::up(&Options::default(), &services);
+    let stage = Stage::serving(pods, &Options::default(), &services);
     for service in &services {
         for (family, transport) in each() {
-            let to = stage.address("node-a", family);
-            let request = Request::new(transport, to, service.node_port_number());
-            let request = Request { connected: true, ..request };
-            let failure = stage.failure("client", &request);
-            let what = format!("{} {family} {transport}: {failure}", service.backends[0]);
-            assert_eq!(failure.errno, "ECONNREFUSED", "{what}");
-            assert!(failure.micros < 500_000, "{what}");
+            let node = (stage.address("node-a", family), service.node_port_number());
+            let cluster_ip = (service.cluster_ip().of(family), PORT);
+            // The last one asks itself, where it is the endpoint.
+            for (from, (to, port)) in
+                [("client", node), ("pod-a2", node), ("pod-a2", cluster_ip), ("pod-a1", cluster_ip)]
+            {
+                let request = Request::new(transport, to, port).connected();
+                let failure = stage.failure(from, &request);
+                let backend = &service.backends[0];
+                let what = format!("{from} → {backend} {family} {transport}: {failure}");
+                assert_eq!(failure.errno, "ECONNREFUSED", "{what}");
+                assert!(failure.micros < 500_000, "{what}");
+            }
         }
-    }
-    // The same through the socket hooks.
-    for (family, transport) in each() {
-        let to = services[1].cluster_ip().of(family);
-        let request = Request { connected: true, ..Request::new(transport, to, PORT) };
-        assert_eq!(stage.failure("pod-a1", &request).errno, "ECONNREFUSED", "{family} {transport}");
     }
 }
 

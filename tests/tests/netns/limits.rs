@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_lab::{Options, Request};
 
 use crate::manifest::{Kind, PORT, Service};
-use crate::stage::{Stage, each, eventually};
+use crate::stage::{Pods, Stage, each, eventually};
 
 /// How many of these Services pod-a2 reaches over both families and transports.
 fn served(stage: &Stage, services: &[Service]) -> Vec<bool> {
@@ -67,18 +67,22 @@ fn connections_outlive_the_eviction_of_their_flows_from_a_full_table() {
     let services =
         [Service::node_port(1, &["pod-a1", "pod-b1"]), Service::node_port(2, &["pod-b2"])];
     let stage = Stage::with(&Options::default(), &services, |agent| {
+        // They have flows, too.
+        Pods::ByPacket.tell(agent);
         let [flag, flows] = ["--max-flows", "1024"].map(str::to_owned);
         let at = agent.arguments.iter().position(|argument| *argument == flag).unwrap();
         agent.arguments[at + 1] = flows;
     });
     let mut open = Vec::new();
     for family in lb_lab::Family::BOTH {
-        let to = stage.address("node-a", family);
-        for number in 0..8 {
-            let name = format!("{family} {number}");
-            let request = Request::tcp(to, services[0].node_port_number()).keep(name);
-            let server = stage.answer("client", &request).server;
-            open.push((request.payloads(100_000, 100_000), server));
+        let node_port = (stage.address("node-a", family), services[0].node_port_number());
+        let cluster_ip = (services[0].cluster_ip().of(family), PORT);
+        for (from, (to, port)) in [("client", node_port), ("pod-a2", cluster_ip)] {
+            for number in 0..8 {
+                let request = Request::tcp(to, port).keep(format!("{family} {number}"));
+                let server = stage.answer(from, &request).server;
+                open.push((from, request.payloads(100_000, 100_000), server));
+            }
         }
     }
     for family in lb_lab::Family::BOTH {
@@ -88,7 +92,7 @@ fn connections_outlive_the_eviction_of_their_flows_from_a_full_table() {
         let lost = outcomes.iter().filter(|outcome| outcome.is_err()).count();
         assert_eq!(lost, 0, "{family}: of 4000 datagrams");
     }
-    for (request, server) in &open {
-        assert_eq!(stage.answer("client", request).server, *server, "{:?}", request.keep);
+    for (from, request, server) in &open {
+        assert_eq!(stage.answer(from, request).server, *server, "{from} {:?}", request.keep);
     }
 }

@@ -7,7 +7,13 @@ use lb_lab::topology::pod_range;
 use lb_lab::{Family, Options, Request};
 
 use crate::manifest::Service;
-use crate::stage::{Stage, each, eventually};
+use crate::stage::{Pods, Stage, each, eventually, for_both};
+
+for_both! {
+    every_address_of_the_node_serves_node_ports_unless_some_are_named,
+    loopback_serves_node_ports_to_the_nodes_own_sockets_only,
+    pods_and_nodes_reach_node_ports_of_their_own_node_and_of_others,
+}
 
 fn loopback(family: Family) -> IpAddr {
     match family {
@@ -16,36 +22,36 @@ fn loopback(family: Family) -> IpAddr {
     }
 }
 
-#[test]
-fn every_address_of_the_node_serves_node_ports_unless_some_are_named() {
+fn every_address_of_the_node_serves_node_ports_unless_some_are_named(pods: Pods) {
     let service = Service::node_port(1, &["pod-a1", "pod-b1"]);
-    for named in [false, true] {
+    for named in [None, Some("10.240.0.0/24,fd00:240::/64"), Some("primary")] {
         let stage = Stage::with(&Options::default(), std::slice::from_ref(&service), |agent| {
-            if named {
-                let addresses = "10.240.0.0/24,fd00:240::/64".to_owned();
-                agent.arguments.extend(["--nodeport-addresses".into(), addresses]);
-            }
+            pods.tell(agent);
+            let named = named.map(|addresses| ["--nodeport-addresses", addresses]);
+            agent.arguments.extend(named.into_iter().flatten().map(str::to_owned));
         });
         for (family, transport) in each() {
             let port = service.node_port_number();
             let request = |to| Request { connected: true, ..Request::new(transport, to, port) };
-            stage.answer("client", &request(stage.address("node-a", family)));
             // The gateway of node-a's pods is an address of node-a too.
             let gateway = request(pod_range(1, 1).unwrap().of(family));
-            if named {
-                let failure = stage.failure("client", &gateway);
-                assert_eq!(failure.errno, "ECONNREFUSED", "{family} {transport}");
-            } else {
-                stage.answer("client", &gateway);
+            for from in ["client", "pod-a2"] {
+                stage.answer(from, &request(stage.address("node-a", family)));
+                if named.is_some() {
+                    let failure = stage.failure(from, &gateway);
+                    let what = format!("{from} {named:?} {family} {transport}");
+                    assert_eq!(failure.errno, "ECONNREFUSED", "{what}");
+                } else {
+                    stage.answer(from, &gateway);
+                }
             }
         }
     }
 }
 
-#[test]
-fn loopback_serves_node_ports_to_the_nodes_own_sockets_only() {
+fn loopback_serves_node_ports_to_the_nodes_own_sockets_only(pods: Pods) {
     let service = Service::node_port(1, &["pod-a1", "pod-b1"]);
-    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
     for (family, transport) in each() {
         let request = Request::new(transport, loopback(family), service.node_port_number());
         let request = Request { connected: true, ..request };
@@ -57,10 +63,9 @@ fn loopback_serves_node_ports_to_the_nodes_own_sockets_only() {
     }
 }
 
-#[test]
-fn pods_and_nodes_reach_node_ports_of_their_own_node_and_of_others() {
+fn pods_and_nodes_reach_node_ports_of_their_own_node_and_of_others(pods: Pods) {
     let service = Service::node_port(1, &["pod-a1", "pod-b1"]);
-    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
     for (family, transport) in each() {
         for from in ["pod-a2", "node-a", "pod-b2", "node-b"] {
             for node in ["node-a", "node-b"] {

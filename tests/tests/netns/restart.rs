@@ -6,12 +6,13 @@ use lb_lab::{Options, Request};
 
 use crate::change::{start_loads, start_persistent_loads, stop_loads};
 use crate::manifest::Service;
-use crate::stage::{Stage, each};
+use crate::stage::{Pods, Stage, each, for_both};
 
-#[test]
-fn agents_are_killed_ended_and_restarted_under_load_and_no_request_is_lost() {
+for_both! { agents_are_killed_ended_and_restarted_under_load_and_no_request_is_lost }
+
+fn agents_are_killed_ended_and_restarted_under_load_and_no_request_is_lost(pods: Pods) {
     let service = Service::node_port(1, &["pod-b1", "pod-b2"]);
-    let mut stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let mut stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
     let mut loads = start_loads(&stage, &service);
     loads.extend(start_persistent_loads(&stage, &service));
     for node in ["node-a", "node-b"] {

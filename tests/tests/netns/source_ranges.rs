@@ -6,7 +6,7 @@ use lb_lab::{Family, LOAD_BALANCER, Options, Request};
 use serde_json::Value;
 
 use crate::manifest::{PORT, Service};
-use crate::stage::{Stage, each, eventually};
+use crate::stage::{Pods, Stage, each, eventually, for_both};
 
 /// Patience with silence.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -63,15 +63,17 @@ fn a_client_outside_is_let_in_or_dropped_in_silence_and_other_addresses_are_open
     eventually("silent drops are counted", || stage.metric("node-a", DROPS) > 0.0);
 }
 
-#[test]
-fn pods_and_nodes_are_judged_by_the_address_that_they_send_from() {
-    let stage = Stage::up(&Options::default(), &[restricted(vec!["192.0.2.128/31".into()])]);
+for_both! { pods_and_nodes_are_judged_by_the_address_that_they_send_from }
+
+fn pods_and_nodes_are_judged_by_the_address_that_they_send_from(pods: Pods) {
+    let closed = restricted(vec!["192.0.2.128/31".into()]);
+    let stage = Stage::serving(pods, &Options::default(), &[closed]);
     let service = restricted(host_ranges(&stage, &["pod-a2", "node-a"]));
     stage.publish(std::slice::from_ref(&service));
     knock(&stage, "pod-a2", true, "");
-    knock(&stage, "pod-a1", false, "EHOSTUNREACH");
+    knock(&stage, "pod-a1", false, "ETIMEDOUT");
     knock(&stage, "node-a", true, "");
-    knock(&stage, "node-b", false, "EHOSTUNREACH");
+    knock(&stage, "node-b", false, "ETIMEDOUT");
     for from in ["pod-a1", "pod-b2", "node-b"] {
         for (family, transport) in each() {
             let to = service.cluster_ip().of(family);

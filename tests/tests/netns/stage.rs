@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use lb_lab::topology::Role;
@@ -26,6 +27,44 @@ pub struct Stage {
     lab: Lab,
 }
 
+/// How pods that ask for a Service are served (`--pod-path`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pods {
+    /// By the hooks of their sockets.
+    BySocket,
+    /// By the programs on their devices, as if their sockets couldn't be seen.
+    ByPacket,
+}
+
+impl Pods {
+    /// Tells an agent.
+    pub fn tell(self, agent: &mut AgentOptions) {
+        let path = match self {
+            Self::BySocket => "socket",
+            Self::ByPacket => "packet",
+        };
+        agent.arguments.extend(["--pod-path", path].map(str::to_owned));
+    }
+
+    /// Whether what `from` asks for is translated in its packets, and not in its sockets.
+    pub fn asks_by_packet(self, from: &str) -> bool {
+        self == Self::ByPacket && from.starts_with("pod-")
+    }
+}
+
+/// Each of these tests twice, for either way to serve pods: what is promised is promised on both.
+macro_rules! for_both {
+    ($($test:ident),+ $(,)?) => {
+        mod pods_by_socket {
+            $(#[test] fn $test() { super::$test(crate::stage::Pods::BySocket); })+
+        }
+        mod pods_by_packet {
+            $(#[test] fn $test() { super::$test(crate::stage::Pods::ByPacket); })+
+        }
+    };
+}
+pub(crate) use for_both;
+
 /// A way into the cluster from outside.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
@@ -43,6 +82,11 @@ impl Stage {
     /// Two nodes with agents (tc alone) and these Services.
     pub fn up(options: &Options, services: &[Service]) -> Self {
         Self::with(options, services, |_| {})
+    }
+
+    /// As [`Stage::up`], with pods that are served so.
+    pub fn serving(pods: Pods, options: &Options, services: &[Service]) -> Self {
+        Self::with(options, services, |agent| pods.tell(agent))
     }
 
     /// As [`Stage::up`], with other agent options.
@@ -194,6 +238,18 @@ impl Stage {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// What comes of `lb-agent <arguments>` on a node, whatever it is.
+    pub fn agent_output(&self, node: &str, arguments: &[&str]) -> Output {
+        self.agent_command(node, arguments).output().unwrap()
+    }
+
+    /// `lb-agent <arguments>` on a node, to be started.
+    pub fn agent_command(&self, node: &str, arguments: &[&str]) -> Command {
+        let mut command = self.lab.command(node, &self.agent_options.binary).unwrap();
+        command.args(arguments).env("LB_BPFFS", self.lab.bpffs(node));
+        command
+    }
+
     /// The flows that a node's tables hold.
     pub fn flows(&self, node: &str) -> Vec<Value> {
         serde_json::from_str(&self.agent_says(node, &["flows", "-o", "json"])).unwrap()
@@ -208,6 +264,13 @@ impl Stage {
     pub fn stop_agent(&mut self, node: &str) {
         let status = self.agents.remove(node).unwrap().stop().unwrap();
         assert!(status.success(), "{status}\n{}", self.log(node));
+    }
+
+    /// Gives an argument that agents already have another value, for those that start from now on.
+    pub fn set_argument(&mut self, flag: &str, value: &str) {
+        let arguments = &mut self.agent_options.arguments;
+        let at = arguments.iter().position(|argument| argument == flag).unwrap();
+        value.clone_into(&mut arguments[at + 1]);
     }
 
     /// Starts a node's agent and waits until it is ready.

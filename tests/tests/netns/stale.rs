@@ -1,4 +1,5 @@
-//! Connected UDP sockets whose endpoint leaves: they are ended, and nobody else is disturbed.
+//! Connected UDP sockets whose endpoint leaves: they are ended, and nobody else is disturbed. Those of pods
+//! that are served by packet go on: their next datagram reaches another endpoint.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -8,16 +9,25 @@ use lb_lab::{Family, Options, Request, Serve, Transport};
 use lb_tests::cluster::confined::confined;
 
 use crate::manifest::{POD_PORT, PORT, Service};
-use crate::stage::{Stage, each, eventually};
+use crate::stage::{Pods, Stage, each, eventually, for_both};
 
 /// Pods of both nodes, and both nodes themselves.
 const CLIENTS: [&str; 4] = ["pod-a1", "pod-b2", "node-a", "node-b"];
 /// The agents need 100 ms at most on a machine that has nothing else to do.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+for_both! {
+    connected_udp_sockets_leave_an_endpoint_that_left_and_nobody_else_is_disturbed,
+    connected_udp_sockets_leave_a_target_port_that_changed,
+    an_endpoint_that_is_terminating_and_serves_on_keeps_its_sockets_until_it_goes,
+    sockets_whose_endpoint_left_while_no_agent_ran_leave_it_with_the_next_one,
+}
+
 /// An open socket of a client.
 struct Open {
     from: &'static str,
+    /// No hook led it where its datagrams go: they are translated one by one.
+    by_packet: bool,
     ask: Request,
     /// Its own address: another one means another socket.
     local: SocketAddr,
@@ -26,9 +36,10 @@ struct Open {
 
 impl Open {
     /// Sends a first request on a new socket.
-    fn new(stage: &Stage, from: &'static str, ask: Request) -> Self {
+    fn new(stage: &Stage, pods: Pods, from: &'static str, ask: Request) -> Self {
         let answer = stage.answer(from, &ask);
-        Self { from, ask, local: answer.local, server: answer.server }
+        let by_packet = pods.asks_by_packet(from);
+        Self { from, by_packet, ask, local: answer.local, server: answer.server }
     }
 
     fn name(&self) -> &str {
@@ -42,23 +53,29 @@ impl Open {
         assert_eq!(seen, (self.server.as_str(), self.local), "{} {}", self.from, self.name());
     }
 
-    /// The application connects again: a new socket, an endpoint that is there.
-    fn reconnects(&self, stage: &Stage, server: &str) {
+    /// An endpoint that is there: the application has to connect again, unless it is served by packet.
+    fn reaches(&self, stage: &Stage, server: &str) {
         let answer = stage.answer(self.from, &self.ask);
         assert_eq!(answer.server, server, "{} {}", self.from, self.name());
         assert_eq!(answer.peer_name.map(|peer| peer.port()), Some(self.ask.to.port()));
+        assert!(!self.by_packet || answer.local == self.local, "{} is another socket", self.name());
     }
 }
 
 /// A connected UDP socket over IPv4, over IPv6 and to a mapped address from every client.
-fn open_udp(stage: &Stage, purpose: &str, to: impl Fn(Family) -> SocketAddr) -> Vec<Open> {
+fn open_udp(
+    stage: &Stage,
+    pods: Pods,
+    purpose: &str,
+    to: impl Fn(Family) -> SocketAddr,
+) -> Vec<Open> {
     let mut sockets = Vec::new();
     for from in CLIENTS {
         for (family, mapped) in [(Family::V4, false), (Family::V6, false), (Family::V4, true)] {
             let to = to(family);
             let ask = Request { mapped, ..Request::udp(to.ip(), to.port()).connected() };
             let name = format!("{purpose} {family} mapped: {mapped}");
-            sockets.push(Open::new(stage, from, ask.keep(name)));
+            sockets.push(Open::new(stage, pods, from, ask.keep(name)));
         }
     }
     sockets
@@ -69,22 +86,24 @@ fn to_service(service: &Service) -> impl Fn(Family) -> SocketAddr {
     move |family| SocketAddr::new(cluster_ip.of(family), PORT)
 }
 
-fn open_tcp(stage: &Stage, service: &Service) -> Vec<Open> {
+fn open_tcp(stage: &Stage, pods: Pods, service: &Service) -> Vec<Open> {
     let mut connections = Vec::new();
     for from in CLIENTS {
         for family in Family::BOTH {
             let ask = Request::tcp(service.cluster_ip().of(family), PORT);
-            connections.push(Open::new(stage, from, ask.keep(format!("TCP {family}"))));
+            connections.push(Open::new(stage, pods, from, ask.keep(format!("TCP {family}"))));
         }
     }
     connections
 }
 
-/// Makes a change while every socket waits for an answer; all of them must fail soon after it.
-fn are_ended(stage: &Stage, sockets: &[Open], change: impl FnOnce()) {
+/// Makes a change while every socket that a hook led to its endpoint waits for an answer; all of them must
+/// fail soon after it. Returns how many they are.
+fn are_ended(stage: &Stage, sockets: &[Open], change: impl FnOnce()) -> usize {
     let before = Instant::now();
+    let sockets: Vec<_> = sockets.iter().filter(|open| !open.by_packet).collect();
     let waits: Vec<_> = thread::scope(|scope| {
-        let wait = |open: &Open| {
+        let wait = |open: &&Open| {
             let peer = stage.lab().peer(open.from).unwrap();
             let failure = peer.await_failure(open.name(), PATIENCE).unwrap();
             (failure, before.elapsed())
@@ -98,6 +117,7 @@ fn are_ended(stage: &Stage, sockets: &[Open], change: impl FnOnce()) {
     }
     let slowest = waits.iter().map(|(_, took)| took).max();
     println!("{} sockets ended, the last {slowest:?} after the change was begun", sockets.len());
+    sockets.len()
 }
 
 fn ended(stage: &Stage) -> f64 {
@@ -105,57 +125,57 @@ fn ended(stage: &Stage) -> f64 {
     stage.nodes().iter().map(metric).sum()
 }
 
-#[test]
-fn connected_udp_sockets_are_ended_when_their_endpoint_leaves_and_reach_another_after() {
+fn connected_udp_sockets_leave_an_endpoint_that_left_and_nobody_else_is_disturbed(pods: Pods) {
     let service = Service::node_port(1, &["pod-b1"]);
     let other = Service::node_port(2, &["pod-b1"]);
     // With no more rights than the DaemonSet gives.
     let directory = tempfile::tempdir().unwrap();
     let services = [service.clone(), other.clone()];
     let stage = Stage::with(&Options::default(), &services, |options| {
+        pods.tell(options);
         options.binary = confined(&options.binary, directory.path()).unwrap();
     });
-    let stale = open_udp(&stage, "stale", to_service(&service));
+    let stale = open_udp(&stage, pods, "stale", to_service(&service));
     // Nobody led these there: whoever talks to the pod itself knows what it does.
     let pod = |family| SocketAddr::new(stage.address("pod-b1", family), POD_PORT);
-    let mut undisturbed = open_udp(&stage, "direct", pod);
-    undisturbed.extend(open_udp(&stage, "of a Service that keeps it", to_service(&other)));
-    undisturbed.extend(open_tcp(&stage, &service));
+    let mut undisturbed = open_udp(&stage, pods, "direct", pod);
+    let keeps_it = to_service(&other);
+    undisturbed.extend(open_udp(&stage, pods, "of a Service that keeps it", keeps_it));
+    undisturbed.extend(open_tcp(&stage, pods, &service));
 
     let moved = Service::node_port(1, &["pod-a2"]);
-    are_ended(&stage, &stale, || stage.publish(&[moved.clone(), other.clone()]));
-    stale.iter().for_each(|open| open.reconnects(&stage, "pod-a2"));
+    let cut = are_ended(&stage, &stale, || stage.publish(&[moved.clone(), other.clone()]));
+    stale.iter().for_each(|open| open.reaches(&stage, "pod-a2"));
     undisturbed.iter().for_each(|open| open.is_undisturbed(&stage));
-    eventually("they are counted", || ended(&stage) == stale.len() as f64);
+    eventually("they are counted", || ended(&stage) == cut as f64);
 
     // The Service goes as a whole: its address may soon be another pod's.
     are_ended(&stage, &stale, || stage.publish(std::slice::from_ref(&other)));
     undisturbed.iter().for_each(|open| open.is_undisturbed(&stage));
 }
 
-#[test]
-fn connected_udp_sockets_are_ended_when_the_target_port_changes() {
+fn connected_udp_sockets_leave_a_target_port_that_changed(pods: Pods) {
     let old = Service::node_port(1, &["pod-b1"]);
     let new = Service { target_port: 8081, ..old.clone() };
-    let stage = Stage::up(&Options::default(), std::slice::from_ref(&old));
+    let stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&old));
     let pod = stage.lab().peer("pod-b1").unwrap();
     let address = "::".parse().unwrap();
     let name = "new port".to_owned();
     pod.serve_as(Serve { transport: Transport::Udp, address, port: 8081, name }).unwrap();
-    let stale = open_udp(&stage, "stale", to_service(&old));
-    let connections = open_tcp(&stage, &old);
+    let stale = open_udp(&stage, pods, "stale", to_service(&old));
+    let connections = open_tcp(&stage, pods, &old);
     are_ended(&stage, &stale, || stage.publish(std::slice::from_ref(&new)));
-    stale.iter().for_each(|open| open.reconnects(&stage, "new port"));
+    stale.iter().for_each(|open| open.reaches(&stage, "new port"));
     connections.iter().for_each(|open| open.is_undisturbed(&stage));
 }
 
-#[test]
-fn an_endpoint_that_is_terminating_and_serves_on_keeps_its_sockets_until_it_goes() {
+fn an_endpoint_that_is_terminating_and_serves_on_keeps_its_sockets_until_it_goes(pods: Pods) {
     let both = Service::node_port(1, &["pod-b1", "pod-a2"]);
     let mut draining = both.clone();
     draining.terminating.push("pod-b1".to_owned());
-    let stage = Stage::up(&Options::default(), &[Service::node_port(1, &["pod-b1"])]);
-    let sockets = open_udp(&stage, "drains", to_service(&both));
+    let alone = Service::node_port(1, &["pod-b1"]);
+    let stage = Stage::serving(pods, &Options::default(), &[alone]);
+    let sockets = open_udp(&stage, pods, "drains", to_service(&both));
     for services in [both, draining] {
         stage.publish(&[services]);
         // Longer than the agents take twice.
@@ -164,15 +184,14 @@ fn an_endpoint_that_is_terminating_and_serves_on_keeps_its_sockets_until_it_goes
     }
     assert_eq!(ended(&stage), 0.0);
     are_ended(&stage, &sockets, || stage.publish(&[Service::node_port(1, &["pod-a2"])]));
-    sockets.iter().for_each(|open| open.reconnects(&stage, "pod-a2"));
+    sockets.iter().for_each(|open| open.reaches(&stage, "pod-a2"));
 }
 
-#[test]
-fn sockets_whose_endpoint_left_while_no_agent_ran_are_ended_by_the_next_one() {
+fn sockets_whose_endpoint_left_while_no_agent_ran_leave_it_with_the_next_one(pods: Pods) {
     let service = Service::node_port(1, &["pod-b1"]);
-    let mut stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
-    let stale = open_udp(&stage, "stale", to_service(&service));
-    let connections = open_tcp(&stage, &service);
+    let mut stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
+    let stale = open_udp(&stage, pods, "stale", to_service(&service));
+    let connections = open_tcp(&stage, pods, &service);
     stage.kill_agent("node-a");
     stage.stop_agent("node-b");
     let mut text = String::new();
@@ -185,7 +204,7 @@ fn sockets_whose_endpoint_left_while_no_agent_ran_are_ended_by_the_next_one() {
         stage.start_agent(&node);
     }
     are_ended(&stage, &stale, || {});
-    stale.iter().for_each(|open| open.reconnects(&stage, "pod-a2"));
+    stale.iter().for_each(|open| open.reaches(&stage, "pod-a2"));
     connections.iter().for_each(|open| open.is_undisturbed(&stage));
 }
 
@@ -204,9 +223,9 @@ fn without_the_right_to_enter_pods_the_agent_says_so_and_ends_the_sockets_of_its
         std::fs::set_permissions(&path, executable).unwrap();
         options.binary = path;
     });
-    let (of_pods, of_nodes): (Vec<_>, Vec<_>) = open_udp(&stage, "stale", to_service(&service))
-        .into_iter()
-        .partition(|open| open.from.starts_with("pod-"));
+    let sockets = open_udp(&stage, Pods::BySocket, "stale", to_service(&service));
+    let (of_pods, of_nodes): (Vec<_>, Vec<_>) =
+        sockets.into_iter().partition(|open| open.from.starts_with("pod-"));
     are_ended(&stage, &of_nodes, || stage.publish(&[Service::node_port(1, &["pod-a2"])]));
     of_pods.iter().for_each(|open| open.is_undisturbed(&stage));
     for node in stage.nodes() {

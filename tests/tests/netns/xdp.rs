@@ -15,7 +15,8 @@ fn stage(xdp: Xdp, services: &[Service]) -> Stage {
     with(xdp, Options::default(), services)
 }
 
-fn with(xdp: Xdp, options: Options, services: &[Service]) -> Stage {
+/// Two nodes whose agents use XDP so.
+pub fn with(xdp: Xdp, options: Options, services: &[Service]) -> Stage {
     let options = Options { checksum_offload: false, ..options };
     let stage = Stage::with(&options, services, |agent| agent.xdp = xdp);
     if xdp == Xdp::Native {

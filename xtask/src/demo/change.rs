@@ -77,9 +77,9 @@ impl Load<'_> {
         let mut checks = Vec::new();
         for Running { claim, load } in running {
             let report = peer.stop_load(load)?;
-            let claim = format!("{claim}  {} requests, {} lost", report.ok, report.failed);
+            let claim = format!("{claim}  {} requests, {} lost", report.ok, report.lost());
             let lost = || counts(&report.errors);
-            checks.push((claim, expect(report.failed == 0 && report.ok > 0, lost)));
+            checks.push((claim, expect(report.lost() == 0 && report.ok > 0, lost)));
             for (server, count) in report.servers {
                 *total.entry(server).or_default() += count;
             }

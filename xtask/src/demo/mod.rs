@@ -11,16 +11,13 @@ pub(crate) mod screen;
 pub(crate) mod stage;
 mod steps;
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, ensure};
 use lb_lab::Options;
 
-use self::programs::Programs;
+use self::programs::{ProgramArgs, Programs};
 use self::screen::Screen;
 use self::stage::Stage;
 use crate::privilege;
-use crate::setup::{self, Purpose};
 
 /// Show the main job on a network of namespaces, step by step
 ///
@@ -32,23 +29,13 @@ pub struct Args {
     /// Leave the network up and print how to look around
     #[arg(long)]
     keep: bool,
-    /// Use this lb-agent instead of building one
-    #[arg(long, value_name = "FILE", env = "LB_AGENT_BIN", hide = true)]
-    agent: Option<PathBuf>,
-    /// Use this lab-peer instead of building one
-    #[arg(long, value_name = "FILE", env = "LB_LAB_PEER", hide = true)]
-    peer: Option<PathBuf>,
+    #[command(flatten)]
+    programs: ProgramArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let programs = match (&args.agent, &args.peer) {
-        (agent @ Some(_), Some(peer)) => Programs { agent: agent.clone(), peer: peer.clone() },
-        (_, _) => {
-            setup::ensure(Purpose::Demo)?;
-            Programs::build(true)?
-        }
-    };
+    let programs = args.programs.find_or_build()?;
     if !privilege::is_root() {
         return again_as_root(args, &programs);
     }

@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::setup::{self, Purpose};
 use crate::workspace;
 
 /// Where the programs are.
@@ -15,6 +16,32 @@ pub(crate) struct Programs {
     pub agent: Option<PathBuf>,
     /// The helper process inside the lab's hosts.
     pub peer: PathBuf,
+}
+
+/// Programs that are there already.
+#[derive(clap::Args)]
+pub(crate) struct ProgramArgs {
+    /// Use this lb-agent instead of building one
+    #[arg(long, value_name = "FILE", env = "LB_AGENT_BIN", hide = true)]
+    agent: Option<PathBuf>,
+    /// Use this lab-peer instead of building one
+    #[arg(long, value_name = "FILE", env = "LB_LAB_PEER", hide = true)]
+    peer: Option<PathBuf>,
+}
+
+impl ProgramArgs {
+    /// These, if both are named; else sets the machine up and builds both.
+    pub fn find_or_build(&self) -> Result<Programs> {
+        match (&self.agent, &self.peer) {
+            (agent @ Some(_), Some(peer)) => {
+                Ok(Programs { agent: agent.clone(), peer: peer.clone() })
+            }
+            (_, _) => {
+                setup::ensure(Purpose::Demo)?;
+                Programs::build(true)
+            }
+        }
+    }
 }
 
 impl Programs {

@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -90,10 +91,16 @@ impl Stage {
         &self.lab
     }
 
-    /// Runs `lb-agent` with `arguments` on `node`; its standard output.
-    pub fn agent_says(&self, node: &str, arguments: &[&str]) -> Result<String> {
+    /// `lb-agent` with `arguments` on `node`, to be run.
+    pub fn agent_command(&self, node: &str, arguments: &[&str]) -> Result<Command> {
         let mut command = self.lab.command(node, self.agent()?)?;
         command.args(arguments).arg("--bpffs").arg(self.lab.bpffs(node));
+        Ok(command)
+    }
+
+    /// Runs `lb-agent` with `arguments` on `node`; its standard output.
+    pub fn agent_says(&self, node: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = self.agent_command(node, arguments)?;
         let output = command.output().with_context(|| format!("run lb-agent on {node}"))?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "lb-agent {} on {node}: {errors}", arguments.join(" "));
@@ -186,14 +193,14 @@ pub(super) fn stay_if_interrupted() {
 }
 
 /// Holds SIGINT and SIGTERM back until [`remove_on_interrupt`] waits for them.
-pub(super) fn block_interrupts() -> Result<SigSet> {
+pub(crate) fn block_interrupts() -> Result<SigSet> {
     let set: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     set.thread_block().context("block SIGINT and SIGTERM")?;
     Ok(set)
 }
 
 /// From now on SIGINT and SIGTERM remove the lab and end the program.
-pub(super) fn remove_on_interrupt(interrupts: SigSet, id: &str) {
+pub(crate) fn remove_on_interrupt(interrupts: SigSet, id: &str) {
     let id = id.to_owned();
     std::thread::spawn(move || {
         if let Ok(signal) = interrupts.wait() {

@@ -1,15 +1,12 @@
-//! lb-agent as the cluster's service proxy: its image packed here, installed by the manifests of deploy/.
+//! lb-agent as the cluster's service proxy: its image packed here, installed by the Helm chart of deploy/.
 
 use super::cluster::Cluster;
-use super::oci::{self, Image};
+use super::docker::NAME;
 use super::specs::{Ending, Outcome};
-use crate::artifacts::libraries;
-use crate::workspace;
+use crate::chart;
+use crate::image;
 use anyhow::{Context, Result};
 use std::path::Path;
-
-/// The image that tests/e2e/agent/kustomization.yaml names.
-const IMAGE: &str = "localhost/lb-agent:0.1.0";
 
 /// Installs the agent on every node and waits until all are ready.
 ///
@@ -17,23 +14,33 @@ const IMAGE: &str = "localhost/lb-agent:0.1.0";
 /// When an agent doesn't become ready: carries what its Pods say.
 pub fn install(cluster: &Cluster, agent: &Path, folder: &Path) -> Result<()> {
     let archive = folder.join("lb-agent.tar");
-    let program = ("/lb-agent".to_owned(), agent.to_owned());
-    let libraries = libraries(agent)?.into_iter().map(|path| (path.display().to_string(), path));
-    let image = Image {
-        name: IMAGE.to_owned(),
-        files: std::iter::once(program).chain(libraries).collect(),
-        entrypoint: vec!["/lb-agent".to_owned()],
-        arguments: Vec::new(),
-    };
-    oci::pack(&archive, None, &[image])?;
+    image::pack(agent, image::NAME, &archive)?;
     cluster.load(&archive)?;
-    let manifests = workspace::root().join("tests/e2e/agent");
-    cluster.kubectl(&["apply", "-k", &manifests.display().to_string()])?;
+    install_chart(cluster)
+}
+
+/// Installs the chart; every node has the image.
+///
+/// # Errors
+/// When an agent doesn't become ready: carries what its Pods say.
+pub fn install_chart(cluster: &Cluster) -> Result<()> {
+    // Nobody listens at the first address: the next one must do.
+    let addresses = format!("https://{NAME}-worker:6443,https://{NAME}-control-plane:6443");
+    let address = format!("apiServer.addresses={{{addresses}}}");
+    helm(cluster, &["install", "--set", &address])
+}
+
+/// Runs a command of Helm on the release and waits until all agents are ready.
+///
+/// # Errors
+/// When an agent doesn't become ready: carries what its Pods say.
+pub fn helm(cluster: &Cluster, arguments: &[&str]) -> Result<()> {
+    let chart = chart::folder().join("chart").display().to_string();
+    let release = ["lb-agent", &chart, "--namespace", "kube-system", "--wait", "--timeout", "180s"];
+    let ready = || format!("the agents did not become ready:\n{}", logs(cluster));
+    cluster.helm(&[arguments, &release].concat()).with_context(ready)?;
     let rollout = ["-n", "kube-system", "rollout", "status", "daemonset/lb-agent"];
-    cluster
-        .kubectl(&[&rollout[..], &["--timeout=180s"]].concat())
-        .with_context(|| format!("the agents did not become ready:\n{}", logs(cluster)))?;
-    Ok(())
+    cluster.kubectl(&[&rollout[..], &["--timeout=180s"]].concat()).map(drop).with_context(ready)
 }
 
 /// Whether the agents of the beginning still run: a proxy that must be started again fails no test of others.

@@ -5,7 +5,9 @@
 
 use super::Proxy;
 use super::docker::{Docker, NAME};
+use super::node_image;
 use super::programs::Programs;
+use crate::chart;
 use crate::process;
 use crate::progress::Step;
 use anyhow::{Context, Result, ensure};
@@ -20,6 +22,8 @@ use std::time::Duration;
 
 const CONFIG: &str = include_str!("../../../tests/e2e/kind.yaml");
 const CREATE_LIMIT: Duration = Duration::from_secs(600);
+/// What kind says, and then removes all nodes, when a machine is too busy to boot them in time.
+const SLOW_BOOT: &str = "could not find a log line that matches";
 /// The plugins' configuration on a node; CNI takes the first file of the folder.
 const CNI_CONFIG: &str = "/etc/cni/net.d/10-lb.conflist";
 
@@ -52,13 +56,18 @@ impl<'a> Cluster<'a> {
             Proxy::LbAgent => "none",
             Proxy::KubeProxy => "nftables",
         };
-        fs::write(&config, CONFIG.replace("{proxy}", mode))
+        let bpffs = chart::folder().join("kind-bpffs.conf").display().to_string();
+        fs::write(&config, CONFIG.replace("{proxy}", mode).replace("{bpffs}", &bpffs))
             .with_context(|| format!("write {}", config.display()))?;
         let log = folder.join("kind.log");
         let mut kind = docker.command(programs.path("kind")?);
         kind.args(["create", "cluster", "--name", NAME, "--image", image, "--config"]);
         kind.arg(&config).arg("--kubeconfig").arg(cluster.kubeconfig());
-        let ending = process::run_logged(&mut kind, &log, CREATE_LIMIT, step)?;
+        let mut ending = process::run_logged(&mut kind, &log, CREATE_LIMIT, step)?;
+        if !ending.success() && fs::read_to_string(&log).is_ok_and(|log| log.contains(SLOW_BOOT)) {
+            step.update("the nodes didn't boot in kind's 30 s: once more");
+            ending = process::run_logged(&mut kind, &log, CREATE_LIMIT, step)?;
+        }
         ensure!(ending.success(), "kind create cluster failed ({ending}): see {}", log.display());
         cluster.join_pods()?;
         cluster.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"])?;
@@ -67,6 +76,56 @@ impl<'a> Cluster<'a> {
         let taint = "node-role.kubernetes.io/control-plane-";
         cluster.kubectl(&["taint", "node", &control_plane, taint])?;
         Ok(cluster)
+    }
+
+    /// The nodes' names.
+    ///
+    /// # Errors
+    /// When the API server doesn't answer.
+    pub fn node_names(&self) -> Result<Vec<String>> {
+        Ok(self.nodes()?.into_iter().map(|node| node.metadata.name).collect())
+    }
+
+    /// The nodes' addresses of both families.
+    ///
+    /// # Errors
+    /// When the API server doesn't answer.
+    pub fn node_addresses(&self) -> Result<Vec<IpAddr>> {
+        Ok(self.nodes()?.iter().flat_map(Node::addresses).collect())
+    }
+
+    /// The name of an image of Kubernetes' own tests, which every node has.
+    ///
+    /// # Errors
+    /// When this release has none with that name.
+    pub fn test_image(&self, name: &str) -> Result<String> {
+        node_image::test_image(self.programs, name)
+    }
+
+    /// Standard output of Helm.
+    ///
+    /// # Errors
+    /// Carries what it wrote to standard error.
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        process::output(self.command(&self.programs.path("helm")?).args(arguments))
+    }
+
+    /// Standard output of docker, which runs the nodes.
+    ///
+    /// # Errors
+    /// Carries what it wrote to standard error.
+    pub fn docker(&self, arguments: &[&str]) -> Result<String> {
+        self.docker.call(arguments)
+    }
+
+    /// Gives an image of the Docker daemon to every node.
+    ///
+    /// # Errors
+    /// When kind fails to.
+    pub fn load_from_docker(&self, image: &str) -> Result<()> {
+        let mut kind = self.docker.command(self.programs.path("kind")?);
+        kind.args(["load", "docker-image", "--name", NAME, image]);
+        process::output(&mut kind).map(drop)
     }
 
     /// Gives the images of an archive to every node.
@@ -118,7 +177,10 @@ impl<'a> Cluster<'a> {
     }
 
     /// Configures the CNI plugins of every node and the routes to the Pods of the others.
-    fn join_pods(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// Names the node where it failed.
+    pub fn join_pods(&self) -> Result<()> {
         let nodes = self.nodes()?;
         for node in &nodes {
             let config = conflist(&node.spec.pod_cidrs).to_string();
@@ -208,11 +270,14 @@ struct Address {
 }
 
 impl Node {
+    fn addresses(&self) -> Vec<IpAddr> {
+        let addresses = self.status.addresses.iter().filter(|address| address.kind == "InternalIP");
+        addresses.filter_map(|address| address.address.parse().ok()).collect()
+    }
+
     /// The commands that make this node's Pods reachable from another node.
     fn routes(&self) -> Vec<String> {
-        let addresses = self.status.addresses.iter().filter(|address| address.kind == "InternalIP");
-        let addresses: Vec<IpAddr> =
-            addresses.filter_map(|address| address.address.parse().ok()).collect();
+        let addresses = self.addresses();
         let via = |cidr: &String| {
             addresses.iter().find(|address| address.is_ipv6() == cidr.contains(':'))
         };

@@ -1,6 +1,6 @@
 //! The Debian that nodes and the images of the tests are made of: debootstrapped once, kept as an archive.
 
-use super::oci::sha256;
+use crate::oci::sha256;
 use crate::progress::Step;
 use crate::{apt, process, workspace};
 use anyhow::{Context, Result, ensure};
@@ -38,16 +38,30 @@ pub struct Debian {
 /// # Errors
 /// When the mirror can't be reached or a package can't be installed: the log is named.
 pub fn ensure(step: &mut Step) -> Result<Debian> {
-    let cache = workspace::cache_dir("e2e")?;
-    let archive = cache.join(format!("debian-{SUITE}.tar"));
-    let stamp = cache.join(format!("debian-{SUITE}.built-from"));
-    let recipe = format!("{SUITE} {PACKAGES} {}", DROPPED.join(","));
-    if !fs::read_to_string(&stamp).is_ok_and(|built_from| built_from == recipe) {
+    let archive = workspace::cache_dir("e2e")?.join(format!("debian-{SUITE}.tar"));
+    if !is_made()? {
         bootstrap(&archive, step)?;
-        fs::write(&stamp, &recipe).with_context(|| format!("write {}", stamp.display()))?;
+        let stamp = stamp()?;
+        fs::write(&stamp, recipe()).with_context(|| format!("write {}", stamp.display()))?;
     }
     let version = sha256(&archive)?.get(..16).context("a short digest")?.to_owned();
     Ok(Debian { archive, version })
+}
+
+/// Whether the cache has the archive as it would be made now.
+///
+/// # Errors
+/// When there is no cache.
+pub fn is_made() -> Result<bool> {
+    Ok(fs::read_to_string(stamp()?).is_ok_and(|made_from| made_from == recipe()))
+}
+
+fn recipe() -> String {
+    format!("{SUITE} {PACKAGES} {}", DROPPED.join(","))
+}
+
+fn stamp() -> Result<PathBuf> {
+    Ok(workspace::cache_dir("e2e")?.join(format!("debian-{SUITE}.built-from")))
 }
 
 fn bootstrap(archive: &Path, step: &mut Step) -> Result<()> {

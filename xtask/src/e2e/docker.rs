@@ -8,6 +8,7 @@
 use crate::{process, workspace};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use serde_json::json;
 use std::fs::{self, File};
@@ -136,6 +137,8 @@ impl Docker {
             ensure!(started.elapsed() < STOP_LIMIT, "dockerd ({process}) ignores SIGTERM");
             std::thread::sleep(Duration::from_millis(100));
         }
+        // Not where an earlier run has started it: then it is no child of ours.
+        let _ = waitpid(process, None);
         remove_traces()
     }
 }

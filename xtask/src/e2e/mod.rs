@@ -2,30 +2,30 @@
 //!
 //! This file puts the pieces in order: [`programs`] builds everything from Go modules, [`debian`] and
 //! [`node_image`] make what nodes run, [`docker`] runs them, [`cluster`] joins them, [`agent`] installs
-//! what is tested, and [`specs`] says which tests run and what came out. No registry is asked for
-//! anything, and nothing that runs has a way out of this machine.
+//! what is tested, [`specs`] says which tests run and what came out, [`names`] asks for Services and Pods
+//! by name, and [`installation`] updates, reboots and uninstalls. No registry is asked for anything, and nothing that runs has a way out of this machine.
 
 mod agent;
 mod cluster;
 mod debian;
 mod docker;
-#[path = "../../../tests/src/cluster/go.rs"]
-mod go;
+mod installation;
+mod names;
 mod node_image;
-mod oci;
 mod programs;
 mod specs;
 
 use crate::Reported;
 use crate::progress::Progress;
 use crate::setup::{self, Purpose};
-use crate::{artifacts, privilege, process, workspace};
+use crate::{image, privilege, process, workspace};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use cluster::Cluster;
 use docker::Docker;
 use nix::sys::signal::{SigSet, Signal};
 use programs::Programs;
+use regex::Regex;
 use specs::Outcome;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -35,8 +35,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Run Kubernetes' own tests on a real cluster with lb-agent as its service proxy
 ///
 /// Makes a kind cluster (one control plane, two workers, IPv4 and IPv6) in a Docker daemon of its own,
-/// installs the agent from deploy/, and runs e2e.test: all `[sig-network]` conformance tests, and those
-/// of Services and DNS that need no special cluster. Everything is built on this machine from Go
+/// installs the agent by its Helm chart, and runs e2e.test: all `[sig-network]` conformance tests, and those
+/// of Services and DNS that need no special cluster. A Pod also asks for every kind of Service by
+/// name. Then come tests of the installation: an update, a node's reboot, an uninstall. Everything is
+/// built on this machine from Go
 /// modules and Debian packages: the first run takes about half an hour before the cluster is up.
 /// Logs and reports are in target/e2e.
 #[derive(clap::Args)]
@@ -47,6 +49,12 @@ pub struct Args {
     /// Only the tests of the selection whose name matches this regular expression
     #[arg(long, value_name = "REGEX")]
     focus: Option<String>,
+    /// Only the few tests that tell most (tests/e2e/short.txt), as `cargo xtask test` does
+    #[arg(long, conflicts_with_all = ["focus", "cluster_only"])]
+    short: bool,
+    /// Only the tests of the installation
+    #[arg(long, conflicts_with_all = ["focus", "short", "cluster_only", "proxy"])]
+    installation: bool,
     /// Tests that run side by side
     #[arg(long, value_name = "N", default_value_t = 4)]
     procs: u32,
@@ -59,7 +67,7 @@ pub struct Args {
     /// Remove a cluster that was left up, and nothing else
     #[arg(long, exclusive = true)]
     remove: bool,
-    /// Use this lb-agent instead of building one
+    /// Use this lb-agent, which `cargo xtask image` left in target/oci, instead of building it
     #[arg(long, value_name = "FILE", env = "LB_AGENT_BIN", hide = true)]
     agent: Option<PathBuf>,
 }
@@ -118,20 +126,48 @@ pub fn run(args: &Args) -> Result<()> {
         Some(built) => built.clone(),
         None => {
             setup::ensure(Purpose::E2e)?;
-            artifacts::build_agent()?.program("lb-agent")?.to_owned()
+            image::build()?
         }
     };
     let programs = Programs::ensure()?;
-    let tests = specs::selection(&programs, args.focus.as_deref())?;
+    let focus = Regex::new(args.focus.as_deref().unwrap_or_default()).context("--focus")?;
+    let tests = if args.installation {
+        Vec::new()
+    } else {
+        specs::selection(&programs, &focus, args.short)?
+    };
+    let any = args.installation || !tests.is_empty() || names::any(&focus);
+    ensure!(any, "--focus leaves no test");
     if !privilege::is_root() {
         return again_as_root(args, Some(&agent));
     }
     let _lock = lock()?;
-    let results = Run { args, agent: &agent, programs: &programs, tests: &tests }.whole()?;
+    let results =
+        Run { args, agent: &agent, programs: &programs, focus: &focus, tests: &tests }.whole()?;
     if args.cluster_only {
         return Ok(());
     }
     report(&results)
+}
+
+/// What a run would have to install or build first, in words; `None` if it could start at once.
+///
+/// # Errors
+/// When the pins of the programs can't be read.
+pub fn missing() -> Result<Option<String>> {
+    let packages = setup::missing(Purpose::E2e);
+    if !packages.is_empty() {
+        return Ok(Some(format!("Debian's {packages}")));
+    }
+    let mut parts = programs::missing()?;
+    if !debian::is_made()? {
+        parts.push("the nodes' Debian");
+    }
+    Ok(match parts.as_slice() {
+        [] => None,
+        [one] => Some((*one).to_owned()),
+        [first, others @ ..] => Some(format!("{first} and {} others", others.len())),
+    })
 }
 
 fn remove(args: &Args) -> Result<()> {
@@ -154,14 +190,21 @@ fn again_as_root(args: &Args, agent: Option<&Path>) -> Result<()> {
         None => words.push("--remove".into()),
         Some(agent) => {
             words.extend(["--agent".into(), agent.into()]);
-            words.extend(["--proxy", args.proxy.word()].map(Into::into));
+            if !args.installation {
+                words.extend(["--proxy", args.proxy.word()].map(Into::into));
+            }
             words.extend(["--procs".into(), args.procs.to_string().into()]);
         }
     }
     if let Some(focus) = &args.focus {
         words.extend(["--focus".into(), focus.into()]);
     }
-    let flags = [("--cluster-only", args.cluster_only), ("--keep", args.keep)];
+    let flags = [
+        ("--short", args.short),
+        ("--cluster-only", args.cluster_only),
+        ("--keep", args.keep),
+        ("--installation", args.installation),
+    ];
     words.extend(flags.iter().filter(|(_, given)| *given).map(|(flag, _)| flag.into()));
     eprintln!("e2e: containers need root: running itself again under sudo");
     let mut command = privilege::sudo_self("running containers", words)?;
@@ -177,6 +220,7 @@ struct Run<'a> {
     args: &'a Args,
     agent: &'a Path,
     programs: &'a Programs,
+    focus: &'a Regex,
     tests: &'a [String],
 }
 
@@ -257,20 +301,31 @@ impl Run<'_> {
         if self.args.cluster_only {
             return Ok(Vec::new());
         }
-        let mut step = progress.step(proxy.name(), &format!("{} tests", self.tests.len()));
+        let mut step = progress.step(proxy.name(), "names");
+        let names = if self.args.installation {
+            Vec::new()
+        } else {
+            names::run(&cluster, self.programs, self.focus, folder, &mut step)?
+        };
+        step.update(&format!("{} tests", self.tests.len()));
         let procs = self.args.procs;
         let outcomes = specs::run(&cluster, self.programs, self.tests, procs, folder, &mut step);
-        let steadiness = match proxy {
+        let of_the_agent = match proxy {
             Proxy::LbAgent => {
                 let logs = folder.join("agents.log");
                 fs::write(&logs, agent::logs(&cluster))
                     .with_context(|| format!("write {}", logs.display()))?;
-                Some(agent::steadiness(&cluster)?)
+                let mut outcomes = vec![agent::steadiness(&cluster)?];
+                if self.args.focus.is_none() && !self.args.short {
+                    outcomes.extend(installation::run(&cluster, folder, &mut step));
+                }
+                outcomes
             }
-            Proxy::KubeProxy => None,
+            Proxy::KubeProxy => Vec::new(),
         };
         let mut outcomes = outcomes?;
-        outcomes.extend(steadiness);
+        outcomes.extend(names);
+        outcomes.extend(of_the_agent);
         let sum = specs::sum(&outcomes);
         step.finish(&format!("{} passed, {} failed", sum.passed, sum.failed));
         Ok(outcomes)

@@ -2,8 +2,8 @@
 
 use super::debian::Debian;
 use super::docker::Docker;
-use super::oci::{self, Image, sha256};
 use super::programs::Programs;
+use crate::oci::{self, Image, sha256};
 use crate::{process, workspace};
 use anyhow::{Context, Result, ensure};
 use std::fs;
@@ -31,7 +31,7 @@ const PROGRAMS: [(&str, &str); 10] = [
 const OWN: [&str; 3] = ["Dockerfile", "prepare", "lb-images.service"];
 
 /// Part of the version: what this code makes of the files changes with it.
-const RECIPE: [&str; 2] = [include_str!("node_image.rs"), include_str!("oci.rs")];
+const RECIPE: [&str; 2] = [include_str!("node_image.rs"), include_str!("../oci.rs")];
 
 /// The name of the node image in `docker`, built there if it is missing.
 ///
@@ -121,6 +121,14 @@ fn e2e_images(programs: &Programs) -> Result<Vec<String>> {
     Ok(list.lines().map(|line| line.trim().to_owned()).collect())
 }
 
+/// The name of the newest version of an image that the tests use.
+///
+/// # Errors
+/// When e2e.test can't list its images, or none has this name.
+pub fn test_image(programs: &Programs, name: &str) -> Result<String> {
+    named(&e2e_images(programs)?, name)?.pop().context("no image")
+}
+
 /// The names in `images` whose last part, without the version, is `name`.
 ///
 /// # Errors
@@ -146,6 +154,7 @@ fn images(kubeadm: &[String], e2e: &[String], programs: &Programs) -> Result<Vec
                 files: files.clone(),
                 entrypoint: words(entrypoint),
                 arguments: words(arguments),
+                user: None,
             });
         }
         anyhow::Ok(())

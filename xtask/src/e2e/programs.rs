@@ -1,6 +1,6 @@
 //! Everything of the cluster that is built from Go modules.
 
-use super::go::{ETCD, Family, KUBERNETES, Kind};
+use crate::go::{ETCD, Family, HELM, KUBERNETES, Kind};
 use crate::process;
 use anyhow::Result;
 use std::path::PathBuf;
@@ -63,7 +63,24 @@ const COREDNS: Family = Family {
 };
 
 /// Shortest builds first, so that what is missing on a machine shows soon.
-const FAMILIES: [&Family; 7] = [&KIND, &CNI, &ETCD, &CONTAINERD, &COREDNS, &KUBERNETES, &E2E];
+const FAMILIES: [&Family; 8] =
+    [&KIND, &CNI, &HELM, &ETCD, &CONTAINERD, &COREDNS, &KUBERNETES, &E2E];
+
+/// The names of those that the cache does not hold as they would be built now.
+///
+/// # Errors
+/// When there is no cache directory, or a go.mod can't be read.
+pub fn missing() -> Result<Vec<&'static str>> {
+    let mut missing = Vec::new();
+    for family in FAMILIES {
+        for (program, _, _) in family.programs {
+            if !family.is_built(program)? {
+                missing.push(*program);
+            }
+        }
+    }
+    Ok(missing)
+}
 
 /// The built programs.
 pub struct Programs {

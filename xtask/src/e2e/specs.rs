@@ -15,13 +15,15 @@ use std::time::Duration;
 
 /// Tests that no service proxy can make pass here.
 const EXCLUDED: &str = include_str!("../../../tests/e2e/excluded.txt");
+/// The few that tell most.
+const SHORT: &str = include_str!("../../../tests/e2e/short.txt");
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
 
-/// The names of the tests that `cargo xtask e2e` runs.
+/// The names of the tests that `cargo xtask e2e` runs; `short` leaves those of short.txt.
 ///
 /// # Errors
-/// When e2e.test can't list its tests, `focus` is no regular expression, or excluded.txt is wrong.
-pub fn selection(programs: &Programs, focus: Option<&str>) -> Result<Vec<String>> {
+/// When e2e.test can't list its tests, or excluded.txt or short.txt is wrong.
+pub fn selection(programs: &Programs, focus: &Regex, short: bool) -> Result<Vec<String>> {
     let list = process::output(Command::new(programs.path("e2e.test")?).arg("--list-tests"))?;
     let all: Vec<&str> = list.lines().filter_map(listed).collect();
     let excluded = excluded(EXCLUDED)?;
@@ -29,14 +31,16 @@ pub fn selection(programs: &Programs, focus: Option<&str>) -> Result<Vec<String>
         let known = all.iter().any(|test| test == name);
         ensure!(known, "tests/e2e/excluded.txt names {name:?}, which this release doesn't have");
     }
-    let focus = Regex::new(focus.unwrap_or_default()).context("--focus")?;
+    let left_out = |name: &str| excluded.iter().any(|excluded| excluded.name == name);
+    let wanted = |name: &str| is_wanted(name) && !left_out(name);
+    for name in shortened(SHORT) {
+        let known = all.contains(&name) && wanted(name);
+        ensure!(known, "tests/e2e/short.txt names {name:?}, which the selection doesn't have");
+    }
     let chosen = all.iter().filter(|name| {
-        let left_out = excluded.iter().any(|excluded| excluded.name == **name);
-        is_wanted(name) && focus.is_match(name) && !left_out
+        wanted(name) && focus.is_match(name) && (!short || shortened(SHORT).any(|it| it == **name))
     });
-    let chosen: Vec<String> = chosen.map(|name| (*name).to_owned()).collect();
-    ensure!(!chosen.is_empty(), "--focus leaves no test of the selection");
-    Ok(chosen)
+    Ok(chosen.map(|name| (*name).to_owned()).collect())
 }
 
 /// `    file.go:12: [sig-network] …` → the test's name.
@@ -48,9 +52,16 @@ fn listed(line: &str) -> Option<&str> {
 fn is_wanted(name: &str) -> bool {
     let unusual = ["[Feature:", "[Serial]", "[Disruptive]"];
     let ours = name.starts_with("[sig-network] Services ")
+        // Datagrams longer than a packet, through a Service.
+        || name.contains(" Services should be able to handle large requests: ")
         || name.starts_with("[sig-network] DNS ")
         || (name.starts_with("[sig-network]") && name.contains("[Conformance]"));
     ours && !unusual.iter().any(|tag| name.contains(tag))
+}
+
+/// The names of the short list.
+fn shortened(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 /// A test of the list, and why it is there.
@@ -106,6 +117,9 @@ pub fn run(
     folder: &Path,
     step: &mut Step,
 ) -> Result<Vec<Outcome>> {
+    if tests.is_empty() {
+        return Ok(Vec::new());
+    }
     let log = folder.join("e2e.log");
     let report = folder.join("report.json");
     let _ = fs::remove_file(&report);
@@ -261,6 +275,11 @@ mod tests {
             ("[sig-network] Services should serve endpoints on same port", true),
             ("[sig-network] DNS should provide DNS for services [Conformance]", true),
             ("[sig-network] EndpointSlice should create and delete [Conformance]", true),
+            (
+                "[sig-network] Networking: Services should be able to handle large requests: udp",
+                true,
+            ),
+            ("[sig-network] Networking Granular Checks: Pods should function", false),
             ("[sig-network] Services should work [Feature:LoadBalancer]", false),
             ("[sig-network] Services should work after restarting kube-proxy [Disruptive]", false),
             ("[sig-network] Conntrack should drop INVALID conntrack entries", false),

@@ -48,10 +48,15 @@ const PACKAGES: [Package; 12] = [
     package(Purpose::Test, "depmod", "kmod", "orders the other kernels' modules"),
     package(Purpose::Test, "xz", "xz-utils", "unpacks the other kernels' modules"),
     package(Purpose::Test, "go", "golang-go", "builds the API server of the cluster tests"),
+    package(
+        Purpose::Test,
+        "iptables",
+        "iptables",
+        "writes the rules of kube-proxy, and joins the nodes of e2e",
+    ),
     package(Purpose::E2e, "debootstrap", "debootstrap", "makes what nodes consist of"),
     package(Purpose::E2e, "dockerd", "docker.io", "runs the nodes of a cluster"),
     package(Purpose::E2e, "docker", DOCKER_CLIENT, "starts the nodes of a cluster"),
-    package(Purpose::E2e, "iptables", "iptables", "joins the nodes' network to nothing else"),
 ];
 
 /// What `purpose` needs and this machine lacks.

@@ -5,6 +5,7 @@
 
 mod debian;
 mod go;
+mod promtool;
 mod rust;
 
 use crate::{privilege, workspace};
@@ -69,11 +70,17 @@ pub fn ensure(purpose: Purpose) -> Result<()> {
     installed += rust::ensure(purpose)?;
     if purpose >= Purpose::Test {
         go::check()?;
+        installed += usize::from(promtool::ensure()?);
     }
     if installed == 0 {
         eprintln!("setup: everything for `{}` is here", purpose.word());
     }
     Ok(())
+}
+
+/// The names of the Debian packages that `purpose` needs and the machine lacks.
+pub fn missing(purpose: Purpose) -> String {
+    debian::names(&debian::missing(purpose))
 }
 
 /// Installs the Debian packages that are missing, under sudo when we are not root.

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use outcome::Outcome;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use suite::{Lane, Suite};
 
@@ -28,12 +29,16 @@ const SHOWN_LINES: usize = 150;
 /// target/test-logs.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only this suite, such as lb-agent, packet, netns, cluster, vm, demo (may be given several times)
+    /// Only this suite, such as lb-agent, packet, netns, cluster, e2e, vm, demo (may be given several times)
     #[arg(long = "suite")]
     suites: Vec<String>,
     /// Only the tests whose name contains this
     #[arg(long)]
     filter: Option<String>,
+    /// So many random cases of the contract instead of the usual number: a long search, with
+    /// --suite model (or packet, socket)
+    #[arg(long, requires = "suites")]
+    cases: Option<u32>,
 }
 
 /// How a suite ended.
@@ -42,6 +47,8 @@ struct Report {
     outcome: Outcome,
     /// Why it failed, though perhaps no test did.
     trouble: Option<String>,
+    /// Why it did not run, which is no failure.
+    left_out: Option<String>,
     log: PathBuf,
 }
 
@@ -54,10 +61,15 @@ impl Report {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
-    setup::ensure(Purpose::Test)?;
+    // Docker is installed for those alone who ask for what needs it.
+    let containers = args.suites.iter().any(|suite| suite == "e2e");
+    setup::ensure(if containers { Purpose::E2e } else { Purpose::Test })?;
     let artifacts = artifacts::build()?;
-    let environment = suite::environment(&artifacts)?;
-    let suites = choose(suite::all(&artifacts, args.filter.as_deref())?, args)?;
+    let environment = suite::environment(&artifacts, args.cases)?;
+    let mut suites = choose(suite::all(&artifacts, args.filter.as_deref())?, args)?;
+    for suite in &mut suites {
+        suite.limit = suite::with_cases(suite.limit, args.cases);
+    }
     let runner = Runner {
         environment,
         logs: workspace::target_dir().join("test-logs"),
@@ -76,9 +88,20 @@ fn choose(suites: Vec<Suite>, args: &Args) -> Result<Vec<Suite>> {
     for wanted in &args.suites {
         ensure!(names.contains(wanted), "no suite {wanted}; there are {}", names.join(", "));
     }
-    let wanted = |suite: &Suite| args.suites.is_empty() || args.suites.contains(&suite.name);
-    Ok(suites.into_iter().filter(wanted).collect())
+    let mut suites = suites;
+    if !args.suites.is_empty() {
+        suites.retain(|suite| args.suites.contains(&suite.name));
+        for suite in &mut suites {
+            suite.left_out = None;
+        }
+    }
+    Ok(suites)
 }
+
+/// The suite that counts lost requests while it restarts agents.
+const MEASURES: &str = "netns";
+/// The suite that emulates processors.
+const EMULATES: &str = "vm";
 
 /// What all suites share.
 struct Runner {
@@ -90,16 +113,33 @@ struct Runner {
 }
 
 impl Runner {
-    /// Runs each lane in a thread.
+    /// Runs each lane in a thread. The emulated machines wait until the suite has ended that counts what is
+    /// lost under load: beside them there are no processors left for what it measures.
     fn run_lanes(&self, suites: Vec<Suite>) -> Vec<Report> {
         let (pure, network): (Vec<_>, Vec<_>) =
             suites.into_iter().partition(|suite| suite.lane == Lane::Pure);
-        let lane = |suites: Vec<Suite>| -> Vec<Report> {
-            suites.iter().map(|suite| self.run_suite(suite)).collect()
-        };
-        std::thread::scope(|scope| {
-            let pure = scope.spawn(|| lane(pure));
-            let mut reports = lane(network);
+        let (measures, measured) = mpsc::channel::<()>();
+        std::thread::scope(move |scope| {
+            let mut measures =
+                network.iter().any(|suite| suite.name == MEASURES).then_some(measures);
+            let pure = scope.spawn(move || -> Vec<Report> {
+                let run = |suite: &Suite| {
+                    if suite.name == EMULATES {
+                        // Ends with the sender: nothing is sent.
+                        let _ended = measured.recv();
+                    }
+                    self.run_suite(suite)
+                };
+                pure.iter().map(run).collect()
+            });
+            let run = |suite: &Suite| {
+                let report = self.run_suite(suite);
+                if suite.name == MEASURES {
+                    measures = None;
+                }
+                report
+            };
+            let mut reports: Vec<Report> = network.iter().map(run).collect();
             match pure.join() {
                 Ok(others) => reports.splice(0..0, others),
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -111,9 +151,13 @@ impl Runner {
     fn run_suite(&self, suite: &Suite) -> Report {
         let log = self.logs.join(format!("{}.log", suite.name));
         let mut outcome = Outcome::default();
-        let trouble =
-            self.run_all(suite, &log, &mut outcome).err().map(|error| format!("{error:#}"));
-        let report = Report { suite: suite.name.clone(), outcome, trouble, log };
+        let trouble = match &suite.left_out {
+            Some(_) => None,
+            None => self.run_all(suite, &log, &mut outcome).err(),
+        };
+        let trouble = trouble.map(|error| format!("{error:#}"));
+        let left_out = suite.left_out.clone();
+        let report = Report { suite: suite.name.clone(), outcome, trouble, left_out, log };
         if !report.is_success() {
             self.progress.line(&failure_text(&report));
         }
@@ -175,11 +219,19 @@ fn summarise(reports: &[Report], duration: Duration) -> Result<()> {
     let mut total = Outcome::default();
     let mut broken = 0;
     println!("\n{:14} {:>7} {:>7} {:>8}", "suite", "passed", "failed", "ignored");
-    for Report { suite, outcome, trouble, .. } in reports {
-        let Outcome { passed, failed, ignored, failures, .. } = outcome;
+    for Report { suite, outcome, trouble, left_out, .. } in reports {
+        if let Some(reason) = left_out {
+            println!("{suite:14} left out: {reason}");
+            continue;
+        }
+        let Outcome { passed, failed, ignored, failures, causes, .. } = outcome;
         println!("{suite:14} {passed:>7} {failed:>7} {ignored:>8}");
         for failure in failures {
             println!("    FAILED {failure}");
+            // Here, because of a long output often only the end is kept.
+            for line in causes.get(failure).into_iter().flatten() {
+                println!("        {line}");
+            }
         }
         if let Some(trouble) = trouble {
             println!("    {trouble}");

@@ -1,5 +1,12 @@
 //! What a suite's output says: numbers, failed tests, skipped ones.
 
+use std::collections::BTreeMap;
+
+/// How many of a failed test's last lines tell the cause.
+const CAUSE_LINES: usize = 5;
+/// A line of a cause is cut here, in characters.
+const CAUSE_WIDTH: usize = 800;
+
 /// The sums of a suite.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -9,6 +16,8 @@ pub struct Outcome {
     pub ignored: u32,
     /// Names of tests that failed, in the order of the output.
     pub failures: Vec<String>,
+    /// What failed tests of libtest printed last, by name.
+    pub causes: BTreeMap<String, Vec<String>>,
     /// Tests that could not run here and said so with a line `skipped: REASON`.
     pub skipped: Vec<String>,
 }
@@ -17,7 +26,7 @@ impl Outcome {
     /// Reads an output of libtest (any number of runs), or of a program whose last line with results is
     /// `N passed, N failed`, possibly after one word and a colon.
     pub fn read(output: &str) -> Self {
-        let mut outcome = Self::default();
+        let mut outcome = Self { causes: causes(output), ..Self::default() };
         let mut plain = None;
         for line in output.lines().map(str::trim) {
             if let Some(result) = line.strip_prefix("test result: ") {
@@ -55,8 +64,33 @@ impl Outcome {
         self.failed += other.failed;
         self.ignored += other.ignored;
         self.failures.extend(other.failures);
+        self.causes.extend(other.causes);
         self.skipped.extend(other.skipped);
     }
+}
+
+/// The last lines of what each failed test printed, which libtest repeats under `---- NAME stdout ----`.
+fn causes(output: &str) -> BTreeMap<String, Vec<String>> {
+    let mut causes = BTreeMap::<String, Vec<String>>::new();
+    let mut test = None;
+    for line in output.lines().map(str::trim_end) {
+        let heading = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
+        if let Some(name) = heading {
+            test = Some(name);
+        } else if line == "failures:" || line.starts_with("test result: ") {
+            test = None;
+        } else if let Some(name) = test
+            && !line.is_empty()
+            && !line.starts_with("note: run with `RUST_BACKTRACE")
+        {
+            let lines = causes.entry(name.to_owned()).or_default();
+            lines.push(line.chars().take(CAUSE_WIDTH).collect());
+            if lines.len() > CAUSE_LINES {
+                lines.remove(0);
+            }
+        }
+    }
+    causes
 }
 
 /// The name in `test NAME ... FAILED`.
@@ -101,6 +135,18 @@ mod tests {
         ] {
             assert_eq!(Outcome::read(&output), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn the_cause_of_a_failure_is_what_its_test_printed_last() {
+        let outcome = Outcome::read(
+            "test a::b ... FAILED\n\nfailures:\n\n---- a::b stdout ----\n1\n2\n3\n\n4\n5\nlast\n\
+             note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n\n\n\
+             failures:\n    a::b\n\ntest result: FAILED. 0 passed; 1 failed",
+        );
+        let causes: Vec<_> = outcome.causes.into_iter().collect();
+        let lines = ["2", "3", "4", "5", "last"].map(str::to_owned).to_vec();
+        assert_eq!(causes, [("a::b".to_owned(), lines)]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which suites there are, what each runs, and which may run side by side.
 
 use crate::artifacts::{Artifacts, TestBinary};
-use crate::privilege;
+use crate::{e2e, privilege};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -33,17 +33,20 @@ const fn known(name: &'static str, lane: Lane, minutes: u32) -> Known {
 
 /// The suites that must be there, in the order in which their lane runs them: quick ones first. A suite
 /// that vanishes is a failure, not a shorter run.
-const KNOWN: [Known; 10] = [
+const KNOWN: [Known; 12] = [
     known("lb-common", Lane::Pure, 10),
     known("lb-agent", Lane::Pure, 10),
     known("xtask", Lane::Pure, 2),
-    known("vm", Lane::Pure, 20),
+    known("model", Lane::Pure, 10),
+    known("vm", Lane::Pure, 80),
     known("lb-lab", Lane::Network, 10),
     known("packet", Lane::Network, 10),
     known("socket", Lane::Network, 10),
     known("netns", Lane::Network, 20),
     known("demo", Lane::Network, 10),
     known("cluster", Lane::Network, 40),
+    // A cluster of containers boots within kind's time only if it has the machine's cores.
+    known("e2e", Lane::Network, 30),
 ];
 /// For suites that are not in the list.
 const OTHER_LIMIT: Duration = Duration::from_secs(600);
@@ -56,6 +59,8 @@ pub struct Suite {
     pub limit: Duration,
     /// Whether running no test at all is a failure.
     pub required: bool,
+    /// Why it would not run now; asked for by name, it runs.
+    pub left_out: Option<String>,
     pub runs: Vec<Run>,
 }
 
@@ -102,8 +107,16 @@ pub fn all(artifacts: &Artifacts, filter: Option<&str>) -> Result<Vec<Suite>> {
     if filter.is_none() {
         // The demo is one story: none of its steps is told without the others.
         runs.insert("demo".to_owned(), vec![demo(artifacts)?]);
+        runs.insert("e2e".to_owned(), vec![e2e(artifacts)?]);
     }
-    Ok(ordered(runs))
+    let mut suites = ordered(runs);
+    // Its agent is built optimised and static, and its cluster from Go modules: minutes to half an hour.
+    if let Some(suite) = suites.iter_mut().find(|suite| suite.name == "e2e") {
+        let missing =
+            e2e::missing()?.map_or_else(String::new, |parts| format!(" ({parts} not built yet)"));
+        suite.left_out = Some(format!("`cargo xtask test --suite e2e` runs it{missing}"));
+    }
+    Ok(suites)
 }
 
 /// The known suites in their order, then the others.
@@ -111,13 +124,15 @@ fn ordered(mut runs: BTreeMap<String, Vec<Run>>) -> Vec<Suite> {
     let mut suites = Vec::new();
     for Known { name, lane, limit } in KNOWN {
         let runs = runs.remove(name).unwrap_or_default();
-        suites.push(Suite { name: name.to_owned(), lane, limit, required: true, runs });
+        let name = name.to_owned();
+        suites.push(Suite { name, lane, limit, required: true, left_out: None, runs });
     }
     suites.extend(runs.into_iter().map(|(name, runs)| Suite {
         name,
         lane: Lane::Network,
         limit: OTHER_LIMIT,
         required: false,
+        left_out: None,
         runs,
     }));
     suites
@@ -160,15 +175,30 @@ fn demo(artifacts: &Artifacts) -> Result<Run> {
     own(artifacts, arguments)
 }
 
-/// What the tests are told: what was built, so that none of them calls cargo, and how to speak of errors.
-pub fn environment(artifacts: &Artifacts) -> Result<Vec<(String, OsString)>> {
+/// Kubernetes' own tests. To build all that they need takes longer than all other suites. They run the agent that is
+/// shipped, which is built another way than the one that other suites run: one static file.
+fn e2e(artifacts: &Artifacts) -> Result<Run> {
+    own(artifacts, vec!["e2e".into(), "--short".into()])
+}
+
+/// More time than any of so many random cases takes.
+pub fn with_cases(limit: Duration, cases: Option<u32>) -> Duration {
+    const CASE: Duration = Duration::from_secs(1);
+    limit.saturating_add(CASE.saturating_mul(cases.unwrap_or(0)))
+}
+
+/// What the tests are told: what was built, so that none of them calls cargo, how to speak of errors, and
+/// how many random cases to play.
+pub fn environment(artifacts: &Artifacts, cases: Option<u32>) -> Result<Vec<(String, OsString)>> {
     let pair = |name: &str, path: &Path| (name.to_owned(), path.as_os_str().to_owned());
-    Ok(vec![
+    let mut environment = vec![
         pair("LB_AGENT_BIN", artifacts.program("lb-agent")?),
         pair("LB_LAB_PEER", artifacts.program("lab-peer")?),
         // The chain of an error's causes is to be read; where in anyhow it was made is not.
         ("RUST_LIB_BACKTRACE".to_owned(), "0".into()),
-    ])
+    ];
+    environment.extend(cases.map(|cases| ("LB_MODEL_CASES".to_owned(), cases.to_string().into())));
+    Ok(environment)
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long)]
     filter: Option<String>,
     /// Seconds that one kernel may take, boot included
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 1800)]
     limit: u64,
     /// Use this vm-init instead of building one
     #[arg(long, value_name = "FILE")]

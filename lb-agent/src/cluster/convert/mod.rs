@@ -4,6 +4,7 @@
 //! be used is left out and becomes a [`Problem`] that names the object, the part and the remedy;
 //! the rest works. Knows nothing of other objects, of the datapath, or where an object came from.
 
+pub mod cidr;
 pub mod endpoints;
 pub mod node;
 pub mod service;

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tracing::debug;
 
-use crate::cluster::convert::{Converted, endpoints, node, service, slice};
-use crate::cluster::snapshot::{Node, ObjectName, Problem, Service, Slice};
+use crate::cluster::convert::{Converted, cidr, endpoints, node, service, slice};
+use crate::cluster::snapshot::{Node, ObjectName, Problem, Service, ServiceCidr, Slice};
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,7 @@ pub(super) enum Content {
     Slice(Option<Arc<Slice>>),
     Endpoints(Option<Vec<Arc<Slice>>>),
     Node(Option<Arc<Node>>),
+    Cidr(Option<ServiceCidr>),
 }
 
 impl Manifest {
@@ -73,6 +75,7 @@ enum Kind {
     Slice,
     Endpoints,
     Node,
+    Cidr,
 }
 
 /// What `apiVersion` and `kind` say.
@@ -169,6 +172,8 @@ impl Document<'_> {
             ("v1", "Endpoints") => Recognized::Object(Kind::Endpoints),
             ("v1", "Node") => Recognized::Object(Kind::Node),
             ("discovery.k8s.io/v1", "EndpointSlice") => Recognized::Object(Kind::Slice),
+            ("networking.k8s.io/v1", "ServiceCIDR") => Recognized::Object(Kind::Cidr),
+            ("networking.k8s.io/v1", "ServiceCIDRList") => Recognized::List(Some(Kind::Cidr)),
             ("v1", "List") => Recognized::List(None),
             ("v1", "ServiceList") => Recognized::List(Some(Kind::Service)),
             ("v1", "EndpointsList") => Recognized::List(Some(Kind::Endpoints)),
@@ -220,6 +225,10 @@ impl Document<'_> {
             Kind::Node => {
                 let object: core::Node = self.typed(value, item)?;
                 Manifest::new(line, node::node(&object), |value| Content::Node(value.map(Arc::new)))
+            }
+            Kind::Cidr => {
+                let object: networking::ServiceCIDR = self.typed(value, item)?;
+                Manifest::new(line, cidr::cidr(&object), Content::Cidr)
             }
         };
         if manifest.name.name.is_empty() {

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use tracing::debug;
 
 use super::problems::Ledger;
-use super::snapshot::{Change, Node, ObjectName, Problem, Service, Slice};
+use super::snapshot::{Change, Node, ObjectName, Problem, Service, ServiceCidr, Slice};
 use file::{Content, Format, Manifest};
 
 /// A bigger file is a mistake, and reading it could exhaust the node's memory.
@@ -69,6 +69,7 @@ struct Merged {
     services: BTreeMap<ObjectName, Arc<Service>>,
     slices: BTreeMap<ObjectName, Arc<Slice>>,
     node: Option<Arc<Node>>,
+    cidrs: BTreeMap<ObjectName, ServiceCidr>,
 }
 
 /// Which files to read.
@@ -202,6 +203,9 @@ impl Directory {
                         merged.node = Some(node.clone());
                     }
                     Content::Node(Some(node)) => debug!(node = %node.name, "not our node, ignored"),
+                    Content::Cidr(cidr) => {
+                        merged.cidrs.extend(cidr.clone().map(|cidr| (cidr.name.clone(), cidr)));
+                    }
                     Content::Slice(None) | Content::Endpoints(None) | Content::Node(None) => {}
                 }
             }
@@ -234,6 +238,7 @@ impl Merged {
             Change::Node(self.node.as_deref().cloned()),
             Change::AllServices(self.services.values().map(|value| (**value).clone()).collect()),
             Change::AllSlices(self.slices.values().map(|value| (**value).clone()).collect()),
+            Change::AllCidrs(self.cidrs.values().cloned().collect()),
         ]
     }
 
@@ -241,6 +246,9 @@ impl Merged {
         let mut changes = Vec::new();
         if self.node != told.node {
             changes.push(Change::Node(self.node.as_deref().cloned()));
+        }
+        if self.cidrs != told.cidrs {
+            changes.push(Change::AllCidrs(self.cidrs.values().cloned().collect()));
         }
         difference(
             &self.services,

@@ -2,11 +2,12 @@
 //!
 //! An idle watch sends nothing, so a server that vanished without a word (a power cut, a load
 //! balancer that forgot the connection) would be missed until the read timeout, minutes later.
-//! kube's builder can't ask the kernel to probe; this one does, and is the same otherwise.
+//! kube's builder can't ask the kernel to probe, and knows one address; this one is the same otherwise.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -16,6 +17,7 @@ use kube::client::{Body, ClientBuilder, ConfigExt};
 use tower::ServiceBuilder;
 
 use super::READ_TIMEOUT;
+use super::failover::FailoverLayer;
 use super::health::{ObserveLayer, WatchHealth};
 
 /// Silence after which the kernel asks the server whether it is still there.
@@ -26,6 +28,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
 /// The same bound for what we have sent ourselves (RFC 5482).
 const UNANSWERED: Duration = Duration::from_secs(30);
+/// Time for a connection where there is another address to try.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The API server can't even be asked.
 #[derive(Debug, thiserror::Error)]
@@ -51,16 +55,35 @@ pub enum ClientError {
 }
 
 /// A client that notes in `health` which lists and watches the server accepts.
-pub fn client(mut config: kube::Config, health: &Arc<WatchHealth>) -> Result<Client, ClientError> {
-    let server = config.cluster_url.to_string();
+///
+/// It asks the server at `addresses`, the preferred one first, and not at the configuration's own.
+pub fn client(
+    mut config: kube::Config,
+    addresses: Vec<Uri>,
+    health: &Arc<WatchHealth>,
+) -> Result<Client, ClientError> {
+    let server = list(&addresses);
     if config.proxy_url.is_some() {
         return Err(ClientError::Proxy { server });
     }
     config.read_timeout.get_or_insert(READ_TIMEOUT);
-    build(config, health).map_err(|source| ClientError::Credentials { server, source })
+    if addresses.len() > 1 {
+        config.connect_timeout = Some(CONNECT_LIMIT);
+    }
+    build(config, FailoverLayer { addresses }, health)
+        .map_err(|source| ClientError::Credentials { server, source })
 }
 
-fn build(config: kube::Config, health: &Arc<WatchHealth>) -> kube::Result<Client> {
+/// Addresses as messages name them.
+pub fn list(addresses: &[Uri]) -> String {
+    addresses.iter().map(Uri::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn build(
+    config: kube::Config,
+    failover: FailoverLayer,
+    health: &Arc<WatchHealth>,
+) -> kube::Result<Client> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_keepalive(Some(PROBE_AFTER));
@@ -74,7 +97,7 @@ fn build(config: kube::Config, health: &Arc<WatchHealth>) -> kube::Result<Client
     connector.set_write_timeout(config.write_timeout);
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
+        .layer(failover)
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(tower::BoxError::from)

@@ -22,11 +22,13 @@ pub enum Watched {
     Slices,
     /// Our own Node.
     Node,
+    /// ServiceCIDRs.
+    Cidrs,
 }
 
 impl Watched {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Services, Self::Slices, Self::Node];
+    pub const ALL: [Self; 4] = [Self::Services, Self::Slices, Self::Node, Self::Cidrs];
 
     /// The resource, as RBAC rules and metrics name it.
     pub fn resource(self) -> &'static str {
@@ -34,6 +36,7 @@ impl Watched {
             Self::Services => "services",
             Self::Slices => "endpointslices",
             Self::Node => "nodes",
+            Self::Cidrs => "servicecidrs",
         }
     }
 
@@ -51,6 +54,15 @@ pub struct WatchState {
     accepted: AtomicU64,
     errors: AtomicU64,
     last_event_ms: AtomicI64,
+    turn: Mutex<Turn>,
+}
+
+/// The last turn for the better or worse.
+#[derive(Clone, Debug, Default)]
+struct Turn {
+    at: Option<SystemTime>,
+    /// Why there is no connection; `None` while there is one, and before the first failure.
+    reason: Option<String>,
 }
 
 impl WatchState {
@@ -69,6 +81,23 @@ impl WatchState {
         self.errors.load(Ordering::Relaxed)
     }
 
+    /// Since when it is as it is, and why it isn't connected if it has failed; nothing before the first
+    /// answer.
+    pub fn since(&self) -> (Option<SystemTime>, Option<String>) {
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        (turn.at, turn.reason.clone())
+    }
+
+    /// Notes that the connection is there, or why not.
+    fn turn(&self, reason: Option<&str>) {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_connected = self.connected.swap(reason.is_none(), Ordering::Relaxed);
+        if turn.at.is_none() || was_connected == reason.is_some() {
+            turn.at = Some(SystemTime::now());
+        }
+        turn.reason = reason.map(str::to_owned);
+    }
+
     /// When the last object arrived or a list was complete, in milliseconds since the epoch; 0 before the first.
     pub fn last_event_ms(&self) -> i64 {
         self.last_event_ms.load(Ordering::Relaxed)
@@ -81,6 +110,9 @@ pub struct WatchHealth {
     services: WatchState,
     slices: WatchState,
     node: WatchState,
+    cidrs: WatchState,
+    /// What the server doesn't show us, as the log says already.
+    hidden: Mutex<BTreeSet<Watched>>,
     loss: Mutex<Loss>,
 }
 
@@ -119,7 +151,13 @@ impl WatchHealth {
             Watched::Services => &self.services,
             Watched::Slices => &self.slices,
             Watched::Node => &self.node,
+            Watched::Cidrs => &self.cidrs,
         }
+    }
+
+    /// Whether the server doesn't show this resource, and we do without.
+    pub fn is_hidden(&self, watched: Watched) -> bool {
+        self.hidden.lock().unwrap_or_else(PoisonError::into_inner).contains(&watched)
     }
 
     pub(super) fn event(&self, watched: Watched) {
@@ -137,7 +175,7 @@ impl WatchHealth {
     pub(super) fn failed(&self, watched: Watched, reason: &str) {
         let state = self.of(watched);
         state.errors.fetch_add(1, Ordering::Relaxed);
-        state.connected.store(false, Ordering::Relaxed);
+        state.turn(Some(reason));
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         if loss.failed(watched, reason) {
             warn!(
@@ -148,10 +186,25 @@ impl WatchHealth {
         }
     }
 
+    /// Notes that the server doesn't know this resource, or doesn't let us see it, and we can do
+    /// without: said once, and no error.
+    pub(super) fn hidden(&self, watched: Watched, reason: &str) {
+        self.of(watched).turn(Some(reason));
+        let mut hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner);
+        if hidden.insert(watched) {
+            info!(
+                resource = watched.resource(),
+                "the API server doesn't show them, which is taken for none; asked again now and \
+                 then: {reason}"
+            );
+        }
+    }
+
     pub(super) fn answered(&self, watched: Watched) {
         let state = self.of(watched);
         state.accepted.fetch_add(1, Ordering::Relaxed);
-        state.connected.store(true, Ordering::Relaxed);
+        state.turn(None);
+        self.hidden.lock().unwrap_or_else(PoisonError::into_inner).remove(&watched);
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         if loss.answered(watched) {
             info!("the API server answers again, all watches are back");
@@ -220,11 +273,20 @@ mod tests {
         assert!(!health.of(Watched::Services).is_connected(), "each watch has its own state");
         health.expired(Watched::Slices);
         assert!(health.of(Watched::Slices).is_connected(), "410 Gone is no loss of the server");
+        let (connected_at, reason) = health.of(Watched::Slices).since();
+        assert_eq!(reason, None);
         health.failed(Watched::Slices, "connection refused");
         assert!(!health.of(Watched::Slices).is_connected());
         assert_eq!(health.of(Watched::Slices).errors(), 2);
+        let (lost_at, reason) = health.of(Watched::Slices).since();
+        assert!(lost_at > connected_at, "{lost_at:?}");
+        assert_eq!(reason.as_deref(), Some("connection refused"));
+        health.failed(Watched::Slices, "forbidden");
+        let still = (lost_at, Some("forbidden".to_owned()));
+        assert_eq!(health.of(Watched::Slices).since(), still, "lost since the first failure");
         health.answered(Watched::Slices);
         assert!(health.of(Watched::Slices).is_connected());
+        assert_eq!(health.of(Watched::Slices).since().1, None);
     }
 
     #[test]
@@ -250,6 +312,7 @@ mod tests {
             ("/apis/discovery.k8s.io/v1/endpointslices", Some(Watched::Slices)),
             ("/api/v1/nodes", Some(Watched::Node)),
             ("/prefix/api/v1/nodes", Some(Watched::Node)),
+            ("/apis/networking.k8s.io/v1/servicecidrs", Some(Watched::Cidrs)),
             ("/api/v1/pods", None),
             ("/version", None),
             ("", None),

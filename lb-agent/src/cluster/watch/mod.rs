@@ -1,4 +1,4 @@
-//! Follows an API server: three watches become one stream of [`Change`]s.
+//! Follows an API server: four watches become one stream of [`Change`]s.
 //!
 //! Decides what is asked for (kube-proxy's server-side filters), how failures are survived (kube's
 //! watcher resumes, and relists after 410 Gone; we add the backoff and say a loss once) and
@@ -8,32 +8,29 @@
 
 mod backoff;
 mod connect;
+mod failover;
 mod health;
 mod served;
 
-pub use connect::{ClientError, client};
+pub use connect::{ClientError, client, list};
 pub use health::{WatchHealth, WatchState, Watched};
 
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::convert::slice::LABEL_HEADLESS;
-use super::convert::{Converted, node, service, slice};
+use super::convert::{Converted, cidr, node, service, slice};
 use super::problems::Ledger;
 use super::snapshot::{Change, Node, ObjectName, Problem};
 use backoff::WatchBackoff;
-use served::Served;
+use served::{Kind, Served};
 
 /// Seconds after which the server ends a watch and we resume it; kube's default is five minutes.
 const WATCH_SECONDS: u32 = 120;
@@ -46,8 +43,12 @@ const BATCH: usize = 256;
 const RELIST_DELAY: Duration = Duration::from_millis(800);
 /// HTTP 410: the resourceVersion is too old.
 const GONE: u16 = 410;
+/// HTTP 403: our role doesn't have the resource.
+const FORBIDDEN: u16 = 403;
+/// HTTP 404: the server doesn't have it.
+const NOT_FOUND: u16 = 404;
 
-/// Follows Services, EndpointSlices and the Node `node_name` until nobody receives any more.
+/// Follows Services, EndpointSlices, ServiceCIDRs and the Node `node_name` until nobody receives any more.
 /// `client` is one made by [`client`], with the same `health`.
 pub async fn run(
     client: Client,
@@ -57,7 +58,7 @@ pub async fn run(
 ) {
     let services = Follower {
         watched: Watched::Services,
-        convert: |Served(object)| service::service(object),
+        convert: service::service,
         changed: Change::Service,
         gone: Change::ServiceGone,
         all: Change::AllServices,
@@ -79,6 +80,15 @@ pub async fn run(
         changed: |node: Node| Change::Node(Some(node)),
         gone: |_: ObjectName| Change::Node(None),
         all: |nodes: Vec<Node>| Change::Node(nodes.into_iter().next()),
+        health: health.clone(),
+        sender: sender.clone(),
+    };
+    let cidrs = Follower {
+        watched: Watched::Cidrs,
+        convert: cidr::cidr,
+        changed: Change::Cidr,
+        gone: Change::CidrGone,
+        all: Change::AllCidrs,
         health,
         sender: sender.clone(),
     };
@@ -89,10 +99,11 @@ pub async fn run(
     let node_config = config().fields(&format!("metadata.name={node_name}"));
     tokio::select! {
         () = sender.closed() => {}
-        ((), (), ()) = async { tokio::join!(
-            services.follow(Api::<Served>::all(client.clone()), service_config),
-            slices.follow(Api::<discovery::EndpointSlice>::all(client.clone()), slice_config),
-            node.follow(Api::<core::Node>::all(client.clone()), node_config),
+        ((), (), (), ()) = async { tokio::join!(
+            services.follow(Api::all(client.clone()), service_config),
+            slices.follow(Api::all(client.clone()), slice_config),
+            node.follow(Api::all(client.clone()), node_config),
+            cidrs.follow(Api::all(client.clone()), config()),
         ) } => {}
     }
 }
@@ -116,12 +127,9 @@ struct Progress<V> {
     ledger: Ledger,
 }
 
-impl<K, V> Follower<K, V>
-where
-    K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-{
+impl<K: Kind, V> Follower<K, V> {
     /// Follows until nobody receives any more.
-    async fn follow(self, api: Api<K>, config: watcher::Config) {
+    async fn follow(self, api: Api<Served<K>>, config: watcher::Config) {
         let mut progress =
             Progress { listed: Vec::new(), problems: Vec::new(), ledger: Ledger::default() };
         while let Next::Relist =
@@ -133,11 +141,10 @@ where
 
     async fn follow_stream(
         &self,
-        events: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+        events: impl Stream<Item = watcher::Result<Event<Served<K>>>> + Send,
         progress: &mut Progress<V>,
     ) -> Next {
         let events = events
-            .modify(|object| object.managed_fields_mut().clear())
             .backoff(WatchBackoff::new(self.health.clone(), self.watched))
             .ready_chunks(BATCH);
         let mut events = std::pin::pin!(events);
@@ -147,6 +154,13 @@ where
             for event in chunk {
                 match event {
                     Ok(event) => self.take(event, progress, &mut changes),
+                    Err(error) if self.is_hidden(&error) => {
+                        self.health.hidden(self.watched, &root_cause(&error));
+                        changes.extend(progress.ledger.report_all([]));
+                        changes.push((self.all)(Vec::new()));
+                        // kube's watcher would go on from where it was, without what we just dropped.
+                        stale |= matches!(error, watcher::Error::WatchStartFailed(_));
+                    }
                     Err(error) => stale |= self.note(&error),
                 }
             }
@@ -160,14 +174,14 @@ where
         Next::Relist
     }
 
-    fn take(&self, event: Event<K>, progress: &mut Progress<V>, changes: &mut Vec<Change>) {
+    fn take(&self, event: Event<Served<K>>, progress: &mut Progress<V>, changes: &mut Vec<Change>) {
         match event {
             Event::Init => {
                 progress.listed.clear();
                 progress.problems.clear();
             }
             Event::InitApply(object) => {
-                let converted = (self.convert)(&object);
+                let converted = self.converted(object);
                 progress.listed.extend(converted.value);
                 progress.problems.extend(converted.problems);
             }
@@ -180,7 +194,7 @@ where
                 self.health.event(self.watched);
             }
             Event::Apply(object) => {
-                let converted = (self.convert)(&object);
+                let converted = self.converted(object);
                 changes.extend(progress.ledger.report(&converted.object, converted.problems));
                 changes.push(match converted.value {
                     Some(value) => (self.changed)(value),
@@ -189,12 +203,36 @@ where
                 self.health.event(self.watched);
             }
             Event::Delete(object) => {
-                let converted = (self.convert)(&object);
+                let converted = self.converted(object);
                 changes.extend(progress.ledger.report(&converted.object, Vec::new()));
                 changes.push((self.gone)(converted.name));
                 self.health.event(self.watched);
             }
         }
+    }
+
+    /// What becomes of an object; of one that can't be decoded only its name is known.
+    fn converted(&self, Served { object, error }: Served<K>) -> Converted<V> {
+        let mut converted = (self.convert)(&object);
+        if let Some(error) = error {
+            converted.value = None;
+            converted.problems = vec![Problem {
+                object: converted.object.clone(),
+                reason: format!("can't be decoded, and is not used: {error}; correct it"),
+            }];
+        }
+        converted
+    }
+
+    /// Whether the server says that there is nothing to see, of something that we can do without:
+    /// ServiceCIDRs came with Kubernetes 1.33, and a role that was bound before doesn't have them.
+    fn is_hidden(&self, error: &watcher::Error) -> bool {
+        let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
+        else {
+            return false;
+        };
+        self.watched == Watched::Cidrs && matches!(status.code, FORBIDDEN | NOT_FOUND)
     }
 
     /// Counts an error; true when only a new list helps, and kube's watcher would not make one.

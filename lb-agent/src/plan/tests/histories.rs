@@ -9,8 +9,8 @@ use proptest::sample::{select, subsequence};
 use super::NODE;
 use crate::cluster::name::Name;
 use crate::cluster::snapshot::{
-    Change, Endpoint, EndpointPort, IpFamily, Node, ObjectName, Protocol, Service, ServicePort,
-    Slice, Snapshot, TrafficPolicy,
+    Change, Endpoint, EndpointPort, IpFamily, Node, ObjectName, Protocol, Service, ServiceCidr,
+    ServicePort, Slice, Snapshot, TrafficPolicy,
 };
 use crate::plan::desired::{Delta, Desired};
 use crate::plan::{Planner, plan};
@@ -146,6 +146,21 @@ fn node() -> impl Strategy<Value = Option<Node>> {
     }))
 }
 
+fn cidr_name() -> impl Strategy<Value = ObjectName> {
+    select(vec!["kubernetes", "more"]).prop_map(|name| ObjectName::new("", name))
+}
+
+/// More ranges than fit, so that some don't.
+fn cidr() -> impl Strategy<Value = ServiceCidr> {
+    let pool =
+        (0..10).map(|n| format!("10.{n}.0.0/16")).chain(["::/0".into(), "fd00::/112".into()]);
+    let pool: Vec<String> = pool.collect();
+    (cidr_name(), subsequence(pool, 0..=10)).prop_map(|(name, ranges)| ServiceCidr {
+        name,
+        ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
+    })
+}
+
 /// One event. Lists are rare, and may hold an object twice.
 fn change() -> impl Strategy<Value = Change> {
     let slice_name = select(vec!["s1", "s2", "s3", "s4", "s5"]);
@@ -155,6 +170,9 @@ fn change() -> impl Strategy<Value = Change> {
         8 => slice().prop_map(Change::Slice),
         3 => slice_name.prop_map(|name| Change::SliceGone(ObjectName::new("default", name))),
         1 => node().prop_map(Change::Node),
+        1 => cidr().prop_map(Change::Cidr),
+        1 => cidr_name().prop_map(Change::CidrGone),
+        1 => proptest::collection::vec(cidr(), 0..3).prop_map(Change::AllCidrs),
         1 => proptest::collection::vec(service(), 0..5).prop_map(Change::AllServices),
         1 => proptest::collection::vec(slice(), 0..6).prop_map(Change::AllSlices),
     ]
@@ -185,6 +203,17 @@ fn end_of(history: &[Change]) -> Snapshot {
             Change::AllSlices(slices) => {
                 snapshot.slices =
                     slices.into_iter().map(|slice| (slice.name.clone(), slice)).collect();
+            }
+            Change::Cidr(cidr) => {
+                let cidrs = snapshot.cidrs.get_or_insert_default();
+                cidrs.insert(cidr.name.clone(), cidr);
+            }
+            Change::CidrGone(name) => {
+                snapshot.cidrs.get_or_insert_default().remove(&name);
+            }
+            Change::AllCidrs(cidrs) => {
+                let cidrs = cidrs.into_iter().map(|cidr| (cidr.name.clone(), cidr));
+                snapshot.cidrs = Some(cidrs.collect());
             }
             Change::Problems { .. } => {}
         }

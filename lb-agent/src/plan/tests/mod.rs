@@ -6,6 +6,7 @@ mod frontends;
 mod health;
 mod histories;
 mod increments;
+mod ranges;
 
 use serde::Deserialize;
 

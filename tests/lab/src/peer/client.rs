@@ -14,8 +14,10 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::protocol::{Answer, Failure, Outcome, Request, Transport};
+use super::fragments;
+use super::protocol::{Answer, Failure, Fragments, Outcome, Request, Transport};
 use super::server::{Greeting, Header, LARGEST_DATAGRAM, LARGEST_PAYLOAD, pattern};
+use crate::sys;
 
 /// An open socket to a server.
 pub(super) enum Socket {
@@ -60,13 +62,16 @@ pub(super) fn check(request: &Request) -> Result<()> {
 pub(super) fn ask(request: &Request, slot: &mut Option<Socket>) -> Outcome {
     let start = Instant::now();
     let outcome = match slot.take() {
-        Some(socket) => Ok(socket),
-        None => Socket::open(request),
+        Some(socket) => Ok((socket, 0)),
+        None => Socket::open(request).and_then(|socket| {
+            let syns_lost = socket.retransmissions()?;
+            Ok((socket, syns_lost))
+        }),
     }
-    .and_then(|mut socket| {
+    .and_then(|(mut socket, syns_lost)| {
         let answer = socket.exchange(request, start)?;
         *slot = Some(socket);
-        Ok(answer)
+        Ok(Answer { syns_lost, ..answer })
     });
     outcome.map_err(|Fault(call, errno)| Failure {
         call: call.to_owned(),
@@ -110,12 +115,22 @@ impl Socket {
         }
     }
 
+    fn retransmissions(&self) -> Result<u32, Fault> {
+        match self {
+            Self::Tcp(reader) => {
+                sys::retransmissions(reader.get_ref()).map_err(errno_fault("getsockopt"))
+            }
+            Self::Udp(_) => Ok(0),
+        }
+    }
+
     fn exchange(&mut self, request: &Request, start: Instant) -> Result<Answer, Fault> {
         static NONCE: AtomicU64 = AtomicU64::new(0);
         let header = Header {
             nonce: NONCE.fetch_add(1, Ordering::Relaxed),
             payload: request.payload as usize,
             answer: request.answer_payload as usize,
+            fragments: request.fragments,
         };
         let mut message = header.line().into_bytes();
         message.extend(pattern(header.payload));
@@ -138,6 +153,7 @@ impl Socket {
             received_from,
             intact: greeting.intact && payload == pattern(header.answer),
             micros,
+            syns_lost: 0,
         })
     }
 }
@@ -202,7 +218,9 @@ fn exchange_udp(
     header: &Header,
     request: &Request,
 ) -> Result<UdpAnswer, Fault> {
-    if request.connected {
+    if request.fragments != Fragments::AsTheKernelDoes {
+        fragments::send(request.fragments, socket, request.to, message).map_err(fault("send"))?;
+    } else if request.connected {
         socket.send(message).map_err(fault("send"))?;
     } else {
         socket.send_to(message, target(request)).map_err(fault("send"))?;

@@ -3,12 +3,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Result, ensure};
 
 use super::client::{ask, check};
 use super::protocol::{Load, LoadReport, Outcome, Request};
+
+/// Of so many failures the time is kept.
+const FAILURES_WITH_TIME: usize = 4;
 
 /// A load that runs.
 pub(super) struct Running {
@@ -67,6 +70,7 @@ fn count(report: &mut LoadReport, outcome: Outcome) {
     match outcome {
         Ok(answer) if answer.intact => {
             report.ok += 1;
+            report.syns_lost += u64::from(answer.syns_lost > 0);
             *report.servers.entry(answer.server).or_default() += 1;
             report.slowest_micros = report.slowest_micros.max(answer.micros);
         }
@@ -78,6 +82,10 @@ fn count(report: &mut LoadReport, outcome: Outcome) {
             report.failed += 1;
             let kind = format!("{}: {}", failure.call, failure.errno);
             *report.errors.entry(kind).or_default() += 1;
+            if report.failed_at.len() < FAILURES_WITH_TIME {
+                let now = humantime::format_rfc3339_micros(SystemTime::now());
+                report.failed_at.push(now.to_string());
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! socket, and a thread cannot be in another cgroup than its process.
 
 mod client;
+mod fragments;
 mod load;
 pub mod process;
 pub mod protocol;
@@ -118,12 +119,12 @@ impl Peer {
 
     /// What a load has done so far.
     pub fn read_load(&self, number: u64) -> Result<LoadReport> {
-        self.load_report(Order::ReadLoad(number))
+        self.load_report(Order::ReadLoad(number), GRACE)
     }
 
     /// Ends a load, waits for its last requests, and returns what it has done.
     pub fn stop_load(&self, number: u64) -> Result<LoadReport> {
-        self.load_report(Order::StopLoad(number))
+        self.load_report(Order::StopLoad(number), Load::PATIENCE + GRACE)
     }
 
     /// HTTP GET from inside the host.
@@ -147,8 +148,8 @@ impl Peer {
         }
     }
 
-    fn load_report(&self, order: Order) -> Result<LoadReport> {
-        match self.order(order, GRACE)? {
+    fn load_report(&self, order: Order, patience: Duration) -> Result<LoadReport> {
+        match self.order(order, patience)? {
             Report::Load(report) => Ok(report),
             other => unexpected(&other),
         }

@@ -31,6 +31,24 @@ impl std::fmt::Display for Transport {
     }
 }
 
+/// The fragments of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fragments {
+    /// As many as needed, in order.
+    AsTheKernelDoes,
+    /// The last first.
+    Reversed,
+    /// In another order for each datagram, never with the first in front.
+    Shuffled,
+    /// In order, but without the first.
+    WithoutFirst,
+}
+
+impl Fragments {
+    /// Those that differ from the kernel's.
+    pub const OURS: [Self; 3] = [Self::Reversed, Self::Shuffled, Self::WithoutFirst];
+}
+
 /// A line to a peer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ToPeer {
@@ -108,6 +126,8 @@ pub struct Request {
     pub payload: u32,
     /// Bytes of payload in the answer; checked by the client. With UDP: one datagram.
     pub answer_payload: u32,
+    /// UDP only: how request and answer are sent when they are longer than a packet.
+    pub fragments: Fragments,
     /// Longest wait for a connection, and again for an answer.
     pub timeout: Duration,
 }
@@ -128,6 +148,7 @@ impl Request {
             local_port: None,
             payload: 0,
             answer_payload: 0,
+            fragments: Fragments::AsTheKernelDoes,
             timeout: Duration::from_secs(2),
         }
     }
@@ -178,6 +199,12 @@ impl Request {
         Self { payload: request, answer_payload: answer, ..self }
     }
 
+    /// Sets how datagrams are sent.
+    #[must_use]
+    pub fn fragments(self, fragments: Fragments) -> Self {
+        Self { fragments, ..self }
+    }
+
     /// Sets the patience.
     #[must_use]
     pub fn patience(self, timeout: Duration) -> Self {
@@ -205,6 +232,8 @@ pub struct Answer {
     pub intact: bool,
     /// From before the connect (or, with a kept socket, the send) to the answer's last byte, µs.
     pub micros: u64,
+    /// SYNs that were sent again until the connection was there; 0 for a kept one, and for UDP.
+    pub syns_lost: u32,
 }
 
 /// A request that failed.
@@ -240,10 +269,16 @@ pub struct Load {
 }
 
 impl Load {
+    /// Longest wait for an answer.
+    pub const PATIENCE: Duration = Duration::from_secs(20);
+
     /// One worker, fresh sockets, 1 ms pauses, at most two minutes.
+    ///
+    /// A load tells what was lost, not what was late: it waits long for an answer, because the other
+    /// tests take the processors.
     pub fn new(request: Request) -> Self {
         Self {
-            request,
+            request: request.patience(Self::PATIENCE),
             workers: 1,
             persistent: false,
             pause: Duration::from_millis(1),
@@ -261,10 +296,22 @@ pub struct LoadReport {
     pub failed: u64,
     /// Failures by kind, for example `connect: ECONNREFUSED`.
     pub errors: BTreeMap<String, u64>,
+    /// When the first failures ended, UTC, to be laid beside the logs of agents.
+    pub failed_at: Vec<String>,
+    /// Connections whose SYN, or its answer, was lost: the kernel sent it again, a second later.
+    pub syns_lost: u64,
     /// Answers by server name.
     pub servers: BTreeMap<String, u64>,
     /// The slowest answer, µs.
     pub slowest_micros: u64,
+}
+
+impl LoadReport {
+    /// What didn't arrive: requests that failed, and connections that came about late, because a SYN or
+    /// its answer was lost.
+    pub fn lost(&self) -> u64 {
+        self.failed + self.syns_lost
+    }
 }
 
 /// Answer to an HTTP GET.

@@ -1,8 +1,9 @@
 //! Servers inside a host: they answer with their name and the address they saw.
 //!
-//! A request is a line `lab <nonce> <payload> <answer payload>` (lengths in bytes) followed by the
-//! payload; an answer is a [`Greeting`] as a JSON line followed by its payload. TCP connections may
-//! carry several, UDP datagrams exactly one. For people a TCP server also answers an HTTP GET.
+//! A request is a line `lab <nonce> <payload> <answer payload> <fragments>` (lengths in bytes; the last
+//! is how the answer is fragmented, and may be left out) followed by the payload; an answer is a [`Greeting`]
+//! as a JSON line followed by its payload. TCP connections may carry several, UDP datagrams exactly one.
+//! For people a TCP server also answers an HTTP GET.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,11 +13,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::socket::{Backlog, listen, setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{Serve, Transport};
+use super::fragments;
+use super::protocol::{Fragments, Serve, Transport};
 
 /// How often a waiting thread looks whether it shall stop.
 const TICK: Duration = Duration::from_millis(50);
@@ -55,19 +57,31 @@ pub(super) struct Header {
     pub payload: usize,
     /// Bytes of payload wanted in the answer.
     pub answer: usize,
+    /// How the answer is sent.
+    pub fragments: Fragments,
 }
 
 impl Header {
     /// The line, with its end.
     pub fn line(&self) -> String {
-        format!("lab {} {} {}\n", self.nonce, self.payload, self.answer)
+        let Self { nonce, payload, answer, fragments } = self;
+        let word = match fragments {
+            Fragments::AsTheKernelDoes => "".to_owned(),
+            ours => format!(" {ours:?}"),
+        };
+        format!("lab {nonce} {payload} {answer}{word}\n")
     }
 
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.strip_prefix("lab ")?.trim_end().split(' ');
         let nonce = words.next()?.parse().ok()?;
         let mut length = || words.next()?.parse().ok().filter(|&n| n <= LARGEST_PAYLOAD);
-        Some(Self { nonce, payload: length()?, answer: length()? })
+        let (payload, answer) = (length()?, length()?);
+        let fragments = match words.next() {
+            Some(word) => Fragments::OURS.into_iter().find(|ours| format!("{ours:?}") == word)?,
+            None => Fragments::AsTheKernelDoes,
+        };
+        Some(Self { nonce, payload, answer, fragments })
     }
 }
 
@@ -92,6 +106,9 @@ impl Server {
         let thread = match transport {
             Transport::Tcp => {
                 let listener = TcpListener::bind((address, port)).with_context(context)?;
+                // As many as the kernel allows: where others have the processors, the 128 of std are soon
+                // there, and the kernel drops the SYNs that come then.
+                listen(&listener, Backlog::MAXALLOWABLE).with_context(context)?;
                 // On Linux `accept` keeps to the receive timeout.
                 setsockopt(&listener, ReceiveTimeout, &tick())?;
                 thread::spawn(move || accept(&listener, &name, &told))
@@ -189,8 +206,13 @@ fn datagrams(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
         let (line, payload) = datagram.split_at(end + 1);
         let header = std::str::from_utf8(line).ok().and_then(Header::parse);
         let Some(header) = header else { continue };
+        let message = answer(&header, payload, name, from);
+        let sent = match header.fragments {
+            Fragments::AsTheKernelDoes => socket.send_to(&message, from).map(drop),
+            ours => fragments::send(ours, socket, from, &message),
+        };
         // A client that went away is no matter of the server's.
-        let _ = socket.send_to(&answer(&header, payload, name, from), from);
+        let _ = sent;
     }
 }
 
@@ -219,9 +241,13 @@ mod tests {
 
     #[test]
     fn a_request_line_survives_the_way_and_nonsense_is_refused() {
-        let header = Header { nonce: 7, payload: 0, answer: 1000 };
-        assert_eq!(Header::parse(&header.line()), Some(header));
-        for nonsense in ["", "lab", "lab 1 2", "lab x 1 2", "get / http", "lab 1 99999999999 0"] {
+        for fragments in [Fragments::AsTheKernelDoes, Fragments::Shuffled] {
+            let header = Header { nonce: 7, payload: 0, answer: 1000, fragments };
+            assert_eq!(Header::parse(&header.line()), Some(header));
+        }
+        for nonsense in
+            ["", "lab", "lab 1 2", "lab x 1 2", "lab 1 1 1 x", "get / http", "lab 1 99999999999 0"]
+        {
             assert_eq!(Header::parse(nonsense), None, "{nonsense:?}");
         }
     }

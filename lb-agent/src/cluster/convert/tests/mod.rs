@@ -1,5 +1,6 @@
 //! Kubernetes YAML → values: every rule of kube-proxy's contract about what an object means.
 
+mod cidr;
 mod endpoints;
 mod node;
 mod service;

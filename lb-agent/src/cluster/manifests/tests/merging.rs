@@ -2,6 +2,7 @@
 
 use super::super::{Directory, Look};
 use super::{Known, service};
+use crate::cluster::snapshot::Snapshot;
 use tempfile::TempDir;
 
 /// A directory with these files, and what it comes to.
@@ -54,7 +55,8 @@ fn every_file_of_the_directory_counts_and_no_other() {
 fn an_empty_directory_is_a_complete_state() {
     let known = merged(&[]);
     assert!(known.planner.is_synced());
-    assert_eq!(known.snapshot(), &Default::default());
+    let empty = Snapshot { cidrs: Some(Default::default()), ..Snapshot::default() };
+    assert_eq!(known.snapshot(), &empty);
 }
 
 #[test]
@@ -203,4 +205,29 @@ spec: {type: ExternalName, externalName: site.example}
     assert_eq!(known.services(), ["default/clusterip1", "default/endpoint3", "default/nodeport1"]);
     assert_eq!(known.slices(), ["default/endpoint3~0-ipv4"]);
     assert_eq!(known.problems(), [""; 0]);
+}
+
+#[test]
+fn service_cidrs_come_and_go_like_everything_else() {
+    let directory = TempDir::new().unwrap();
+    let write = |range: &str| {
+        let text = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: kubernetes}}\n\
+             spec: {{cidrs: [{range}]}}\n"
+        );
+        std::fs::write(directory.path().join("range.yaml"), text).unwrap();
+    };
+    let mut known = Known::new();
+    let mut files = Directory::new(directory.path(), "node-a");
+    let mut look = |known: &mut Known| {
+        known.take(files.scan(&Look { at: ["range.yaml".into()].into(), ..Look::default() }));
+        let ranges = known.planner.desired().ranges.clone().unwrap();
+        ranges.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    write("10.96.0.0/16");
+    assert_eq!(look(&mut known), ["10.96.0.0/16"]);
+    write("10.97.0.0/16");
+    assert_eq!(look(&mut known), ["10.97.0.0/16"]);
+    std::fs::remove_file(directory.path().join("range.yaml")).unwrap();
+    assert_eq!(look(&mut known), [""; 0]);
 }

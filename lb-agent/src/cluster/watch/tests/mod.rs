@@ -1,7 +1,9 @@
 //! The watches against a server that misbehaves on request.
 
 mod server;
+mod undecodable;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,25 +38,36 @@ fn node(zone: &str) -> Value {
     json!({"metadata": {"name": "node-a", "labels": {"topology.kubernetes.io/zone": zone}}})
 }
 
+fn cidr(name: &str, range: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"cidrs": [range]}})
+}
+
 /// A running source and what it has told.
 struct Source {
     receiver: mpsc::Receiver<Vec<Change>>,
     health: Arc<WatchHealth>,
     planner: Planner,
-    problems: usize,
+    /// Objects with problems, and their reasons.
+    problems: BTreeMap<String, Vec<String>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Source {
     fn of(server: &Server) -> Self {
-        let url = format!("http://{}", server.address);
-        let config = kube::Config::new(url.parse().unwrap());
+        Self::of_all(&[server])
+    }
+
+    fn of_all(servers: &[&Server]) -> Self {
+        let url = |server: &&Server| format!("http://{}", server.address).parse().unwrap();
+        let addresses: Vec<http::Uri> = servers.iter().map(url).collect();
+        let config = kube::Config::new(addresses[0].clone());
         let health = Arc::new(WatchHealth::default());
         let (sender, receiver) = mpsc::channel(16);
-        let client = client(config, &health).unwrap();
+        let client = client(config, addresses, &health).unwrap();
         let watched = health.clone();
         let task = tokio::spawn(async move { run(client, "node-a", watched, sender).await });
-        Self { receiver, health, planner: Planner::new("node-a"), problems: 0, task }
+        let planner = Planner::new("node-a");
+        Self { receiver, health, planner, problems: BTreeMap::new(), task }
     }
 
     fn snapshot(&self) -> &Snapshot {
@@ -65,10 +78,24 @@ impl Source {
         self.snapshot().services.values().next().map(|service| service.ports[0].port)
     }
 
+    /// The ranges of the cluster; `None` while that is not known.
+    fn ranges(&self) -> Option<Vec<String>> {
+        let ranges = self.planner.desired().ranges.as_ref()?;
+        Some(ranges.iter().map(ToString::to_string).collect())
+    }
+
+    fn is_ranges(&self, expected: &[&str]) -> bool {
+        self.ranges().is_some_and(|ranges| ranges == expected)
+    }
+
     fn take(&mut self, changes: Vec<Change>) {
         for change in &changes {
-            if let Change::Problems { problems, .. } = change {
-                self.problems = problems.len();
+            if let Change::Problems { object, problems } = change {
+                self.problems.remove(object);
+                let reasons: Vec<_> = problems.iter().map(|one| one.reason.clone()).collect();
+                if !reasons.is_empty() {
+                    self.problems.insert(object.clone(), reasons);
+                }
             }
         }
         self.planner.apply(changes);
@@ -88,7 +115,7 @@ impl Source {
         assert!(result.is_ok(), "{what}: not seen; {:?}", self.planner.snapshot());
     }
 
-    fn connected(&self) -> [bool; 3] {
+    fn connected(&self) -> [bool; 4] {
         Watched::ALL.map(|watched| self.health.of(watched).is_connected())
     }
 }
@@ -105,6 +132,7 @@ async fn with_lists() -> Server {
         ("services", vec![web(80)]),
         ("endpointslices", vec![slice("10.0.0.1")]),
         ("nodes", vec![node("z1")]),
+        ("servicecidrs", vec![cidr("kubernetes", "10.96.0.0/16")]),
     ]
     .into();
     server
@@ -119,10 +147,10 @@ async fn the_first_lists_are_asked_for_with_the_filters_of_kube_proxy() {
         .await;
     assert_eq!(source.port(), Some(80));
     assert_eq!(source.snapshot().slices.len(), 1);
-    for resource in ["services", "endpointslices", "nodes"] {
+    for resource in ["services", "endpointslices", "nodes", "servicecidrs"] {
         server.watched(resource).await;
     }
-    source.until("all watches", |source| source.connected() == [true; 3]).await;
+    source.until("all watches", |source| source.connected() == [true; 4]).await;
     assert!(Watched::ALL.iter().all(|one| source.health.of(*one).last_event_ms() > 0));
     let filters = [
         ("services", "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name"),
@@ -147,10 +175,14 @@ async fn events_become_changes_and_what_leaves_the_datapath_is_gone() {
     let bad = service("web", &json!({"clusterIP": "10.96.0.10", "ports": [{"port": 0}]}));
     server.send("services", "MODIFIED", &bad).await;
     source
-        .until("without a usable port", |source| source.port().is_none() && source.problems > 0)
+        .until("without a usable port", |source| {
+            source.port().is_none() && !source.problems.is_empty()
+        })
         .await;
     server.send("services", "MODIFIED", &web(82)).await;
-    source.until("corrected", |source| source.port() == Some(82) && source.problems == 0).await;
+    source
+        .until("corrected", |source| source.port() == Some(82) && source.problems.is_empty())
+        .await;
     let external = service("web", &json!({"type": "ExternalName", "externalName": "a.example"}));
     server.send("services", "MODIFIED", &external).await;
     source.until("ExternalName", |source| source.port().is_none()).await;
@@ -159,35 +191,13 @@ async fn events_become_changes_and_what_leaves_the_datapath_is_gone() {
     server.send("services", "DELETED", &web(83)).await;
     source.until("deleted", |source| source.port().is_none()).await;
     server.send("services", "ADDED", &bad).await;
-    source.until("a problem", |source| source.problems > 0).await;
+    source.until("a problem", |source| !source.problems.is_empty()).await;
     server.send("services", "DELETED", &bad).await;
-    source.until("no object, no problem", |source| source.problems == 0).await;
+    source.until("no object, no problem", |source| source.problems.is_empty()).await;
     server.send("endpointslices", "DELETED", &slice("10.0.0.1")).await;
     source.until("slice deleted", |source| source.snapshot().slices.is_empty()).await;
     server.send("nodes", "DELETED", &node("z1")).await;
     source.until("node deleted", |source| source.snapshot().node.is_none()).await;
-}
-
-#[tokio::test]
-async fn a_condition_without_a_time_disturbs_no_service() {
-    let server = with_lists().await;
-    // As the API server writes what a client left out.
-    let conditioned = |port| {
-        let mut object = web(port);
-        object["status"] = json!({
-            "loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]},
-            "conditions": [{"type": "Ready", "status": "True", "reason": "Any", "message": "",
-                            "lastTransitionTime": null}],
-        });
-        object
-    };
-    let mut source = Source::of(&server);
-    server.send("services", "MODIFIED", &conditioned(81)).await;
-    source.until("with the condition", |source| source.port() == Some(81)).await;
-    server.send("services", "MODIFIED", &web(82)).await;
-    source.until("without it", |source| source.port() == Some(82)).await;
-    let health = source.health.of(Watched::Services);
-    assert_eq!((health.errors(), health.is_connected()), (0, true));
 }
 
 #[tokio::test]
@@ -259,12 +269,53 @@ async fn a_server_that_is_down_is_asked_until_it_answers() {
         Watched::ALL.iter().all(|watched| source.health.of(*watched).errors() > 0)
     };
     source.until("failures", failed).await;
-    assert_eq!(source.connected(), [false; 3]);
+    assert_eq!(source.connected(), [false; 4]);
     assert!(!source.planner.is_synced(), "nothing is known, so nothing may be written");
     server.state().lists.insert("services", vec![web(80)]);
     server.start().await;
     source.until("lists", |source| source.port() == Some(80) && source.planner.is_synced()).await;
-    source.until("all watches", |source| source.connected() == [true; 3]).await;
+    source.until("all watches", |source| source.connected() == [true; 4]).await;
+}
+
+#[tokio::test]
+async fn of_several_addresses_the_first_that_answers_is_followed() {
+    let (down, up, spare) = (Server::down().await, with_lists().await, with_lists().await);
+    let mut source = Source::of_all(&[&down, &up, &spare]);
+    source.until("lists", |source| source.connected() == [true; 4]).await;
+    source.until("synced", |source| source.planner.is_synced()).await;
+    assert!(Watched::ALL.iter().all(|watched| source.health.of(*watched).errors() == 0));
+    assert!(spare.state().queries.is_empty(), "{:?}", spare.state().queries);
+}
+
+#[tokio::test]
+async fn the_watches_go_on_at_another_address_when_their_server_goes_and_back_when_that_one_does() {
+    let (mut first, mut second) = (with_lists().await, with_lists().await);
+    let mut source = Source::of_all(&[&first, &second]);
+    source.until("lists", |source| source.connected() == [true; 4]).await;
+    source.until("synced", |source| source.planner.is_synced()).await;
+    assert!(second.state().queries.is_empty(), "the preferred one is asked alone");
+    for port in [81, 82] {
+        first.stop().await;
+        second.send("services", "MODIFIED", &web(port)).await;
+        source.until("at the other", |source| source.port() == Some(port)).await;
+        first.start().await;
+        std::mem::swap(&mut first, &mut second);
+    }
+    source.until("all watches", |source| source.connected() == [true; 4]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_says_it_cannot_is_left_for_another() {
+    let (ill, well) = (with_lists().await, with_lists().await);
+    ill.state().ill = true;
+    let mut source = Source::of_all(&[&ill, &well]);
+    source.until("lists", |source| source.planner.is_synced()).await;
+    assert_eq!(source.port(), Some(80));
+    // Where all are ill, what they say is seen.
+    well.state().ill = true;
+    well.cut("services");
+    let errors = source.health.of(Watched::Services).errors();
+    source.until("an error", |source| source.health.of(Watched::Services).errors() > errors).await;
 }
 
 #[tokio::test]
@@ -274,13 +325,13 @@ async fn a_resource_that_is_forbidden_does_not_stop_the_others() {
     let mut source = Source::of(&server);
     source
         .until("the others", |source| {
-            source.planner.is_synced() && source.connected() == [true, true, false]
+            source.planner.is_synced() && source.connected() == [true, true, false, true]
         })
         .await;
     source.until("an error", |source| source.health.of(Watched::Node).errors() > 0).await;
     server.state().forbidden.clear();
     source.until("allowed", |source| source.snapshot().node.is_some()).await;
-    source.until("watched", |source| source.connected() == [true; 3]).await;
+    source.until("watched", |source| source.connected() == [true; 4]).await;
 }
 
 #[tokio::test]
@@ -294,6 +345,44 @@ async fn the_source_ends_when_nobody_receives() {
 
 #[tokio::test]
 async fn a_server_with_tls_has_a_client_too() {
-    let config = kube::Config::new("https://127.0.0.1:1".parse().unwrap());
-    assert!(client(config, &Arc::default()).is_ok());
+    let url: http::Uri = "https://127.0.0.1:1".parse().unwrap();
+    assert!(client(kube::Config::new(url.clone()), vec![url], &Arc::default()).is_ok());
+}
+
+#[tokio::test]
+async fn service_cidrs_come_and_go_while_they_are_watched() {
+    let server = with_lists().await;
+    let mut source = Source::of(&server);
+    source.until("the first", |source| source.is_ranges(&["10.96.0.0/16"])).await;
+    server.send("servicecidrs", "ADDED", &cidr("more", "10.97.0.0/16")).await;
+    source.until("the second", |source| source.is_ranges(&["10.96.0.0/16", "10.97.0.0/16"])).await;
+    server.send("servicecidrs", "DELETED", &cidr("kubernetes", "10.96.0.0/16")).await;
+    source.until("the first is gone", |source| source.is_ranges(&["10.97.0.0/16"])).await;
+}
+
+#[tokio::test]
+async fn a_server_without_service_cidrs_or_a_role_without_them_is_no_obstacle() {
+    for is_old in [true, false] {
+        let server = with_lists().await;
+        if is_old {
+            server.state().unknown.insert("servicecidrs");
+        } else {
+            server.state().forbidden.insert("servicecidrs");
+        }
+        let mut source = Source::of(&server);
+        source.until("none", |source| source.planner.is_synced() && source.is_ranges(&[])).await;
+        source.until("the others", |source| source.connected() == [true, true, true, false]).await;
+        assert_eq!(source.health.of(Watched::Cidrs).errors(), 0, "nothing is wrong");
+        server.state().unknown.clear();
+        server.state().forbidden.clear();
+        source.until("asked again", |source| source.is_ranges(&["10.96.0.0/16"])).await;
+        source.until("watched", |source| source.connected() == [true; 4]).await;
+        // The role is taken away while we watch.
+        server.watched("servicecidrs").await;
+        server.state().forbidden.insert("servicecidrs");
+        server.cut("servicecidrs");
+        source.until("none again", |source| source.is_ranges(&[])).await;
+        server.state().forbidden.clear();
+        source.until("listed anew", |source| source.is_ranges(&["10.96.0.0/16"])).await;
+    }
 }

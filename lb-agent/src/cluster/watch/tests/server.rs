@@ -11,7 +11,7 @@ use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 #[derive(Default)]
 pub struct State {
@@ -19,6 +19,10 @@ pub struct State {
     pub lists: BTreeMap<&'static str, Vec<Value>>,
     /// Resources whose requests are forbidden.
     pub forbidden: BTreeSet<&'static str>,
+    /// Every request is answered by 503.
+    pub ill: bool,
+    /// Resources that this server doesn't have.
+    pub unknown: BTreeSet<&'static str>,
     /// Resources whose next watch answers 410.
     pub gone: BTreeSet<&'static str>,
     /// The first page of a resource's next list, after which the server fails.
@@ -35,12 +39,14 @@ pub struct Server {
     state: Arc<Mutex<State>>,
     pub address: SocketAddr,
     task: Option<tokio::task::JoinHandle<()>>,
+    stop: Option<oneshot::Sender<()>>,
 }
 
-const RESOURCES: [(&str, &str, &str); 3] = [
+const RESOURCES: [(&str, &str, &str); 4] = [
     ("services", "v1", "Service"),
     ("endpointslices", "discovery.k8s.io/v1", "EndpointSlice"),
     ("nodes", "v1", "Node"),
+    ("servicecidrs", "networking.k8s.io/v1", "ServiceCIDR"),
 ];
 
 impl Server {
@@ -48,7 +54,7 @@ impl Server {
     pub async fn down() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        Self { state: Arc::default(), address, task: None }
+        Self { state: Arc::default(), address, task: None, stop: None }
     }
 
     pub async fn new() -> Self {
@@ -64,7 +70,25 @@ impl Server {
             let state = state.clone();
             async move { answer(&mut state.lock().unwrap(), &uri) }
         });
-        self.task = Some(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
+        let (stop, stopped) = oneshot::channel::<()>();
+        self.stop = Some(stop);
+        self.task = Some(tokio::spawn(async move {
+            let server = axum::serve(listener, router);
+            server.with_graceful_shutdown(async { drop(stopped.await) }).await.unwrap();
+        }));
+    }
+
+    /// Ends every connection; nobody listens until [`Server::start`].
+    pub async fn stop(&mut self) {
+        drop(self.stop.take());
+        let mut task = self.task.take().unwrap();
+        let ended = async {
+            // A watch that came in at the last moment would be served for ever.
+            while tokio::time::timeout(Duration::from_millis(5), &mut task).await.is_err() {
+                self.state().watchers.clear();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), ended).await.expect("the server ends");
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -130,6 +154,12 @@ fn answer(state: &mut State, uri: &Uri) -> Response {
     };
     let query = uri.query().unwrap_or_default();
     state.queries.push((resource, query.to_owned()));
+    if state.ill {
+        return status(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable");
+    }
+    if state.unknown.contains(resource) {
+        return status(StatusCode::NOT_FOUND, "NotFound");
+    }
     if state.forbidden.contains(resource) {
         return status(StatusCode::FORBIDDEN, "Forbidden");
     }

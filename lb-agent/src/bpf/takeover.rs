@@ -1,0 +1,230 @@
+//! TAKEOVER, and the flows of another proxy in the flow tables.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use lb_common::abi::{
+    self, Address, AddressFlags, BackendIndex, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
+    Region, ServiceIndex,
+};
+use lb_common::bytes::Be16;
+use lb_common::family::{Family, V4, V6};
+use lb_common::lb::takeover::{foreign, foreign_reply};
+
+use super::error::BpfError;
+use super::expiry::{self, now};
+use super::hash::Hash;
+use super::maps::{self, PinnedMaps};
+use super::pins::Pins;
+use super::read::read_error;
+use super::sys::Access;
+use super::table::Table;
+use crate::cluster::snapshot::Protocol;
+use crate::tables::encode::protocol_number;
+use crate::tables::store::Store as _;
+use crate::takeover::conntrack::{Stage, Translated};
+
+/// Who opens flows, and which of those in the flow tables are another proxy's.
+#[derive(Debug)]
+pub struct Handover {
+    flags: Table<u32>,
+    v4: Hash<FlowKey<V4>, Flow<V4>>,
+    v6: Hash<FlowKey<V6>, Flow<V6>>,
+    pins: Pins,
+}
+
+impl Handover {
+    /// Opens what is pinned under a BPF file system's mount point.
+    pub fn at(bpffs: &Path, access: Access) -> Result<Self, BpfError> {
+        Self::open(&Pins::at(bpffs), access)
+    }
+
+    pub(super) fn open(pins: &Pins, access: Access) -> Result<Self, BpfError> {
+        Ok(Self {
+            flags: maps::table(pins, abi::map::TAKEOVER, access)?,
+            v4: Hash::open(pins, abi::map::FLOWS4, access)?,
+            v6: Hash::open(pins, abi::map::FLOWS6, access)?,
+            pins: pins.clone(),
+        })
+    }
+
+    /// Bits of [`abi::TakeoverFlags`].
+    pub fn flags(&self) -> u32 {
+        self.flags.get(0).unwrap_or_default()
+    }
+
+    /// Changes them, for all programs at once.
+    pub fn set_flags(&mut self, flags: u32) {
+        self.flags.set_word(0, 0, flags);
+    }
+
+    /// Whether programs of ours are attached.
+    pub fn is_attached(&self) -> Result<bool, BpfError> {
+        Ok(!self.pins.link_names()?.is_empty())
+    }
+
+    /// The Services, as the maps hold them.
+    pub fn services(&self) -> Result<Services, BpfError> {
+        let maps = PinnedMaps::open(&self.pins, Access::Read)?;
+        let frontends = maps.frontends().map_err(read_error)?.into_iter().collect();
+        let addresses = maps.addresses().map_err(read_error)?;
+        let with_node_ports =
+            addresses.into_iter().filter(|(_, flags)| flags & AddressFlags::NODE_PORTS != 0);
+        let node = with_node_ports.map(|(address, _)| address).collect();
+        Ok(Services { frontends, node, maps })
+    }
+
+    /// Marks the flows that other proxies carry and that nothing in their packets tells: datagrams, and
+    /// connections whose opening packet may come again. What goes to an endpoint that the Service hasn't
+    /// (any more) is ours with its next packet. Of those that are masqueraded, the ports are taken.
+    pub fn remember(&self, services: &Services, flows: &[Translated]) -> Result<usize, BpfError> {
+        let mut remembered = 0;
+        for flow in flows {
+            if flow.answered != flow.client && flow.stage != Stage::Closing {
+                if flow.frontend.is_ipv4() {
+                    take_port(&self.v4, flow)?;
+                } else {
+                    take_port(&self.v6, flow)?;
+                }
+            }
+            let is_told = flow.protocol != Protocol::Udp && flow.stage != Stage::Opening;
+            let Some(service) = services.of(flow.protocol, flow.frontend) else { continue };
+            if is_told {
+                continue;
+            }
+            let backend = services.backend(service, flow.backend);
+            if flow.frontend.is_ipv4() {
+                remembered += usize::from(set(&self.v4, flow, backend)?);
+            } else {
+                remembered += usize::from(set(&self.v6, flow, backend)?);
+            }
+        }
+        Ok(remembered)
+    }
+
+    /// Forgets those that aren't among `flows` any more.
+    pub fn forget_others(&self, flows: &[Translated]) -> Result<(), BpfError> {
+        let known: HashSet<_> = flows
+            .iter()
+            .flat_map(|flow| {
+                let protocol = protocol_number(flow.protocol);
+                [(protocol, flow.client, flow.frontend), (protocol, flow.backend, flow.answered)]
+            })
+            .collect();
+        forget(&self.v4, &known)?;
+        forget(&self.v6, &known)
+    }
+
+    /// Flows from outside that we carry and that have not ended, or are silent for long enough.
+    pub fn carried(&self) -> Result<usize, BpfError> {
+        Ok(expiry::carried(&self.v4)? + expiry::carried(&self.v6)?)
+    }
+}
+
+/// Frontends and what is behind them.
+#[derive(Debug)]
+pub struct Services {
+    frontends: BTreeMap<FrontendKey, Frontend>,
+    node: HashSet<Address>,
+    maps: PinnedMaps,
+}
+
+impl Services {
+    /// The Service that has this address and port.
+    pub fn of(&self, protocol: Protocol, frontend: SocketAddr) -> Option<ServiceIndex> {
+        let address = Address::from(frontend.ip());
+        let key = |address| FrontendKey {
+            address,
+            port: Be16::new(frontend.port()),
+            protocol: protocol_number(protocol),
+            pad: 0,
+        };
+        let exact = self.frontends.get(&key(address));
+        let node_port =
+            || self.node.contains(&address).then(|| self.frontends.get(&key(address.wildcard())));
+        exact.or_else(|| node_port().flatten()).map(|frontend| frontend.service)
+    }
+
+    fn backend(&self, service: ServiceIndex, to: SocketAddr) -> Option<(BackendIndex, u32)> {
+        let record = self.maps.record(self.maps.pointer(service).record);
+        let slots = |region: Region| self.maps.slots(region.offset, region.len);
+        let indices = slots(record.cluster).into_iter().chain(slots(record.local));
+        indices.map(BackendIndex).find_map(|index| {
+            let backend = self.maps.backend(index);
+            let is_it = backend.address == to.ip().into() && backend.port.get() == to.port();
+            is_it.then_some((index, backend.generation))
+        })
+    }
+}
+
+fn key<F: Family>(protocol: Protocol, from: SocketAddr, to: SocketAddr) -> FlowKey<F> {
+    FlowKey {
+        source: F::narrow(from.ip().into()),
+        destination: F::narrow(to.ip().into()),
+        source_port: Be16::new(from.port()),
+        destination_port: Be16::new(to.port()),
+        protocol: protocol_number(protocol).into(),
+    }
+}
+
+/// Keeps our flows off the port that masquerades a flow.
+fn take_port<F: Family>(
+    flows: &Hash<FlowKey<F>, Flow<F>>,
+    flow: &Translated,
+) -> Result<(), BpfError> {
+    let key = key::<F>(flow.protocol, flow.backend, flow.answered);
+    let known = flows.get(&key);
+    let known = known.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+    if known.is_none_or(|known| known.flags & FlowFlags::FOREIGN != 0) {
+        let entry = foreign_reply(&key, now());
+        let set = flows.set(&key, &entry);
+        set.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_UPDATE_ELEM)"))?;
+    }
+    Ok(())
+}
+
+/// Whether the flow is marked now.
+fn set<F: Family>(
+    flows: &Hash<FlowKey<F>, Flow<F>>,
+    flow: &Translated,
+    backend: Option<(BackendIndex, u32)>,
+) -> Result<bool, BpfError> {
+    let key = key::<F>(flow.protocol, flow.client, flow.frontend);
+    let known = flows.get(&key);
+    let known = known.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+    if known.is_some_and(|known| known.flags & FlowFlags::FOREIGN == 0) {
+        return Ok(false);
+    }
+    let Some((backend, generation)) = backend else {
+        // Also when our hook has marked it without a look at where it goes.
+        let removed = flows.remove(&key);
+        removed.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_DELETE_ELEM)"))?;
+        return Ok(false);
+    };
+    let entry = Flow { backend, generation, ..foreign(&key, now()) };
+    flows.set(&key, &entry).map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_UPDATE_ELEM)"))?;
+    Ok(true)
+}
+
+fn forget<F: Family>(
+    flows: &Hash<FlowKey<F>, Flow<F>>,
+    known: &HashSet<(u8, SocketAddr, SocketAddr)>,
+) -> Result<(), BpfError> {
+    let mut gone = Vec::new();
+    let listed = flows.for_each(|key, flow| {
+        let half = |address, port: Be16| SocketAddr::new(F::widen(address).into(), port.get());
+        let from = half(key.source, key.source_port);
+        let to = half(key.destination, key.destination_port);
+        if flow.flags & FlowFlags::FOREIGN != 0 && !known.contains(&(key.protocol as u8, from, to))
+        {
+            gone.push(*key);
+        }
+    });
+    listed.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_LOOKUP_BATCH)"))?;
+    for key in gone {
+        let removed = flows.remove(&key);
+        removed.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_DELETE_ELEM)"))?;
+    }
+    Ok(())
+}

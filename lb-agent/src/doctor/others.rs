@@ -1,0 +1,45 @@
+//! Other service proxies on this node, what they leave behind, and what may be removed of it.
+
+use std::path::Path;
+
+use crate::takeover::{self, TakeoverError};
+
+/// kube-proxy, as this node's kernel knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubeProxy {
+    /// Tables of its nftables mode, with the family: `ip kube-proxy`.
+    pub tables: Vec<String>,
+    /// Chains of its iptables mode, made by iptables-nft. Not those of a kubelet.
+    pub chains: usize,
+    /// The device of its IPVS mode is there.
+    pub has_ipvs: bool,
+    /// Flows to Services that the kernel still translates by what its rules said.
+    pub carried: usize,
+    /// Of these, those that would end with its rules.
+    pub would_break: usize,
+    /// New flows are lb-agent's: its DaemonSet may be deleted.
+    pub may_stop: bool,
+    /// Its rules may be removed, too.
+    pub may_remove_rules: bool,
+}
+
+impl KubeProxy {
+    /// Whether there are rules of it.
+    pub fn has_rules(&self) -> bool {
+        !self.tables.is_empty() || self.chains > 0 || self.has_ipvs
+    }
+}
+
+/// Looks at this network namespace.
+pub fn kube_proxy(bpffs: &Path) -> Result<KubeProxy, TakeoverError> {
+    let found = takeover::state(bpffs)?;
+    Ok(KubeProxy {
+        tables: found.rules.table_names().collect(),
+        chains: found.rules.chains(),
+        has_ipvs: found.ipvs,
+        carried: found.carried,
+        would_break: found.would_break,
+        may_stop: found.may_stop_kube_proxy(),
+        may_remove_rules: found.may_remove_rules(),
+    })
+}

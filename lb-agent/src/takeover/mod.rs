@@ -1,0 +1,295 @@
+//! Taking a node over from kube-proxy, and giving it back, without breaking a connection.
+//!
+//! ```text
+//! takeover::state(bpffs)?                 what of kube-proxy is here, what it carries, what may be removed
+//! takeover::begin(&mut handover)?         before our programs are attached: whose are the flows?
+//! takeover::settle(&mut handover)?        afterwards: new flows are ours
+//! takeover::follow(&mut handover)?        now and then, until the last of its flows has ended
+//! takeover::remove_kube_proxy(…)?         its rules, once nothing needs them
+//! takeover::hand_back(…)?                 before our datapath is removed: our flows end first
+//! ```
+//!
+//! What was measured: the kernel goes on translating known flows without the rules that they were opened
+//! by, as long as *some* base chain of type nat is left in their family; with the last one it stops, and
+//! each of them breaks.
+
+pub mod conntrack;
+mod netlink;
+pub mod nftables;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lb_common::abi::TakeoverFlags;
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+use crate::bpf::takeover::{Handover, Services};
+use crate::bpf::{Access, BpfError, cleanup};
+use crate::cluster::snapshot::IpFamily;
+use conntrack::{Stage, Translated};
+use nftables::Rules;
+
+/// How often flows are counted by those who wait for their end.
+const LOOK: Duration = Duration::from_secs(1);
+/// Answers to datagrams that were sent through us may take this long.
+const ANSWERS: Duration = Duration::from_secs(1);
+/// The device of kube-proxy's mode ipvs.
+const IPVS_DEVICE: &str = "kube-ipvs0";
+
+/// Why a take-over, or the way back, stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeoverError {
+    /// Conntrack or the rules can't be read or changed.
+    #[error("{what}: {source}; this needs CAP_NET_ADMIN in the node's network namespace")]
+    Netfilter {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// Maps and pins.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// Nobody would serve the Services.
+    #[error(
+        "lb-agent doesn't serve this node (no datapath under {0}): without kube-proxy's rules nobody \
+         would; start `lb-agent run` first, or say --force"
+    )]
+    NotServed(PathBuf),
+    /// The end of the rules would be the end of connections.
+    #[error(
+        "kube-proxy's rules still carry {0} flows, which would break: no other NAT rules are on this \
+         node that would keep them; wait for their end with --wait DURATION, or end them with --force"
+    )]
+    StillNeeded(usize),
+    /// The end of the datapath would be the end of connections.
+    #[error(
+        "{0} flows from outside still go through lb-agent's datapath and would break; new ones are \
+         kube-proxy's already: wait with --wait DURATION, or end them with --force"
+    )]
+    StillCarried(usize),
+    /// What we can't remove.
+    #[error(
+        "kube-proxy ran in mode ipvs here (device kube-ipvs0), which lb-agent can't remove: run \
+         `kube-proxy --cleanup` on this node"
+    )]
+    Ipvs,
+}
+
+fn failed(what: &'static str) -> impl FnOnce(Errno) -> TakeoverError {
+    move |source| TakeoverError::Netfilter { what, source }
+}
+
+/// What of kube-proxy is on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Its rules in nf_tables: modes nftables and iptables (by `iptables-nft`).
+    pub rules: Rules,
+    /// It ran, or runs, in mode ipvs.
+    pub ipvs: bool,
+    /// Flows to Services that conntrack translates and that have not begun to end; without a datapath of
+    /// ours nobody knows the Services, and all translated flows count.
+    pub carried: usize,
+    /// Of these, those that would break with its rules.
+    pub would_break: usize,
+    /// Our programs are attached, and new flows are ours.
+    pub is_served: bool,
+}
+
+impl State {
+    /// Whether kube-proxy may be stopped (its DaemonSet deleted): its rules stay, and with them its
+    /// flows; new ones are ours.
+    pub fn may_stop_kube_proxy(&self) -> bool {
+        self.is_served
+    }
+
+    /// Whether its rules may be removed.
+    pub fn may_remove_rules(&self) -> bool {
+        self.is_served && self.would_break == 0 && !self.ipvs
+    }
+}
+
+/// Looks at this node.
+pub fn state(bpffs: &Path) -> Result<State, TakeoverError> {
+    let handover = match Handover::at(bpffs, Access::Read) {
+        Ok(handover) => Some(handover),
+        Err(BpfError::NoDatapath(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let services = handover.as_ref().map(Handover::services).transpose()?;
+    let is_served = match &handover {
+        Some(handover) => {
+            let flags = handover.flags();
+            let is_settled = flags & TakeoverFlags::SETTLED != 0;
+            is_settled && flags & TakeoverFlags::YIELDS == 0 && handover.is_attached()?
+        }
+        None => false,
+    };
+    let rules = read_rules()?;
+    let carried = carried(&rules, services.as_ref())?;
+    let breaks = |flow: &&Translated| !rules.nat_stays(IpFamily::of(flow.frontend.ip()));
+    let would_break = carried.iter().filter(breaks).count();
+    let ipvs = has_ipvs();
+    Ok(State { rules, ipvs, carried: carried.len(), would_break, is_served })
+}
+
+/// Asks this network namespace; sysfs may be another one's.
+fn has_ipvs() -> bool {
+    if_nametoindex(IPVS_DEVICE).is_ok()
+}
+
+fn read_rules() -> Result<Rules, TakeoverError> {
+    Rules::read().map_err(failed("list the rules of nf_tables"))
+}
+
+/// Flows that conntrack translates to endpoints of Services, while the kernel does so.
+fn translated(
+    rules: &Rules,
+    services: Option<&Services>,
+) -> Result<Vec<Translated>, TakeoverError> {
+    let mut flows = conntrack::translated().map_err(failed("list the flows of conntrack"))?;
+    flows.retain(|flow| {
+        rules.nat_is_on(IpFamily::of(flow.frontend.ip()))
+            && services.is_none_or(|known| known.of(flow.protocol, flow.frontend).is_some())
+    });
+    Ok(flows)
+}
+
+/// Those that have not begun to end.
+fn carried(rules: &Rules, services: Option<&Services>) -> Result<Vec<Translated>, TakeoverError> {
+    let mut flows = translated(rules, services)?;
+    flows.retain(|flow| flow.stage != Stage::Closing);
+    Ok(flows)
+}
+
+/// Before our programs are attached for the first time: if another proxy is here, or its flows, it
+/// opens flows until [`settle`]. A restart, where our programs are at work, is none of this.
+pub fn begin(handover: &mut Handover) -> Result<(), TakeoverError> {
+    let flags = handover.flags();
+    if flags & TakeoverFlags::SETTLED != 0 && flags & TakeoverFlags::YIELDS == 0 {
+        return Ok(());
+    }
+    let services = handover.services()?;
+    let rules = read_rules()?;
+    let flows = translated(&rules, Some(&services))?;
+    if rules.any() || has_ipvs() || !flows.is_empty() {
+        handover.set_flags(TakeoverFlags::BESIDE | TakeoverFlags::YIELDS);
+        // Sockets ask as soon as they meet our hooks.
+        handover.remember(&services, &flows)?;
+    }
+    Ok(())
+}
+
+/// After our programs were attached: what was opened until now stays the other proxy's, what comes is
+/// ours.
+pub fn settle(handover: &mut Handover) -> Result<(), TakeoverError> {
+    let flags = handover.flags();
+    if flags & TakeoverFlags::YIELDS == 0 {
+        handover.set_flags(flags | TakeoverFlags::SETTLED);
+        return Ok(());
+    }
+    // Conntrack knows what was opened before our hooks saw it; they have marked what came since.
+    let remembered = remember(handover);
+    handover.set_flags(TakeoverFlags::BESIDE | TakeoverFlags::SETTLED);
+    remembered?;
+    // What was opened in this moment.
+    let (flows, datagrams) = remember(handover)?;
+    tracing::info!(
+        flows,
+        datagrams,
+        "another service proxy works here, or has worked: flows that it carries stay its until they \
+         end, new ones are ours"
+    );
+    Ok(())
+}
+
+/// Marks the other proxy's flows; how many it has, and how many of them had to be marked.
+fn remember(handover: &Handover) -> Result<(usize, usize), TakeoverError> {
+    let services = handover.services()?;
+    let flows = translated(&read_rules()?, Some(&services))?;
+    Ok((flows.len(), handover.remember(&services, &flows)?))
+}
+
+/// Forgets the other proxy's flows that have ended; with the last one, and its rules, that there was
+/// another proxy.
+pub fn follow(handover: &mut Handover) -> Result<(), TakeoverError> {
+    let flags = handover.flags();
+    if flags & TakeoverFlags::BESIDE == 0 {
+        return Ok(());
+    }
+    let services = handover.services()?;
+    let rules = read_rules()?;
+    let flows = translated(&rules, Some(&services))?;
+    handover.forget_others(&flows)?;
+    let is_over = !rules.any() && !has_ipvs();
+    if is_over && flows.iter().all(|flow| flow.stage == Stage::Closing) {
+        handover.set_flags(flags & !TakeoverFlags::BESIDE);
+        tracing::info!("no flow of another service proxy is left, and none of its rules");
+    }
+    Ok(())
+}
+
+/// Removes kube-proxy's rules, and nothing else; what was there.
+///
+/// Not as long as that would break flows: those are waited for, for `wait` at most. `is_forced`: now,
+/// whatever it breaks.
+pub fn remove_kube_proxy(
+    bpffs: &Path,
+    wait: Duration,
+    is_forced: bool,
+) -> Result<Rules, TakeoverError> {
+    let began = Instant::now();
+    loop {
+        let state = state(bpffs)?;
+        if state.ipvs {
+            return Err(TakeoverError::Ipvs);
+        }
+        if !state.rules.any() {
+            return Ok(state.rules);
+        }
+        if is_forced || state.may_remove_rules() {
+            state.rules.remove().map_err(failed("remove kube-proxy's rules"))?;
+            return Ok(state.rules);
+        }
+        if !state.is_served {
+            return Err(TakeoverError::NotServed(bpffs.to_owned()));
+        }
+        if began.elapsed() >= wait {
+            return Err(TakeoverError::StillNeeded(state.would_break));
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Where another proxy's rules are: lets it open flows, and waits until those from outside that we carry
+/// have ended, for `wait` at most. For a stopped agent, before its datapath is removed.
+pub fn hand_back(bpffs: &Path, wait: Duration) -> Result<(), TakeoverError> {
+    let mut handover = match Handover::at(bpffs, Access::ReadWrite) {
+        Ok(handover) => handover,
+        Err(BpfError::NoDatapath(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let rules = read_rules()?;
+    if !rules.any() && !has_ipvs() {
+        return Ok(());
+    }
+    let _unused = cleanup::keep_unused(bpffs)?;
+    let flags = handover.flags();
+    handover.set_flags(flags | TakeoverFlags::BESIDE | TakeoverFlags::YIELDS);
+    let began = Instant::now();
+    loop {
+        let carried = handover.carried()?;
+        if carried == 0 {
+            break;
+        }
+        if began.elapsed() >= wait {
+            return Err(TakeoverError::StillCarried(carried));
+        }
+        std::thread::sleep(LOOK);
+    }
+    // Sockets' datagrams go by the other proxy first; answers to earlier ones still show the Service.
+    cleanup::stop_translating_sockets(bpffs)?;
+    std::thread::sleep(ANSWERS);
+    Ok(())
+}

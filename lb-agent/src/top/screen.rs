@@ -1,0 +1,127 @@
+//! The terminal: taken, drawn on, listened to, and given back as it was.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Instant;
+
+use anyhow::{Context as _, anyhow, bail};
+use nix::sys::signal::{SigSet, Signal};
+use ratatui::DefaultTerminal;
+use ratatui::crossterm::event::{self, Event as TerminalEvent};
+
+use super::keys::{self, Then};
+use super::model::Model;
+use super::node::Node;
+use super::sample::Sample;
+use super::view;
+use crate::args::TopArgs;
+
+/// What the loop waits for.
+enum Event {
+    /// A key, or another size.
+    Terminal(TerminalEvent),
+    /// The node was looked at.
+    Node(Node),
+    /// SIGTERM, SIGINT or SIGHUP.
+    Signal,
+    /// One that tells of events has ended, with its error.
+    Ended(String),
+}
+
+/// Shows the model until it is told to end. The terminal is given back in any case, after a panic too.
+pub fn run(args: &TopArgs, mut model: Model) -> anyhow::Result<()> {
+    // Before there are other threads: all of them leave signals to the one that waits for them.
+    let signals = hold_signals()?;
+    let terminal =
+        ratatui::try_init().context("take the terminal (`lb-agent top --batch` needs none)");
+    let shown = terminal.and_then(|mut terminal| {
+        let events = listen(args, signals)?;
+        follow(&mut terminal, &mut model, args, &events)
+    });
+    let restored = ratatui::try_restore();
+    shown?;
+    restored.context("give the terminal back (`reset` does)")
+}
+
+fn follow(
+    terminal: &mut DefaultTerminal,
+    model: &mut Model,
+    args: &TopArgs,
+    events: &Receiver<Event>,
+) -> anyhow::Result<()> {
+    let mut next = Instant::now() + args.interval;
+    loop {
+        terminal.draw(|frame| view::draw(frame, model)).context("draw on the terminal")?;
+        match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(Event::Terminal(TerminalEvent::Key(key))) => {
+                if keys::press(model, key) == Then::Quit {
+                    return Ok(());
+                }
+            }
+            // Drawn anew by the next turn.
+            Ok(Event::Terminal(_)) => {}
+            Ok(Event::Node(node)) => model.node = node,
+            Ok(Event::Signal) => return Ok(()),
+            Ok(Event::Ended(why)) => bail!(why),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => bail!("nobody tells of events any more"),
+        }
+        // Also while somebody leans on a key.
+        if Instant::now() >= next {
+            if !model.paused {
+                model.look(Sample::take(args).map_err(|error| error.to_string()));
+            }
+            next = Instant::now() + args.interval;
+        }
+    }
+}
+
+/// Signals that end it, and the one that would leave a shell with our screen.
+fn hold_signals() -> anyhow::Result<SigSet> {
+    let signals: SigSet =
+        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGTSTP].into_iter().collect();
+    signals.thread_block().context("block signals")?;
+    Ok(signals)
+}
+
+/// Starts a thread for each thing to wait for; they end with the process.
+fn listen(args: &TopArgs, signals: SigSet) -> anyhow::Result<Receiver<Event>> {
+    let (sender, receiver) = channel();
+    teller("keys", &sender, |sender| {
+        loop {
+            let event = event::read().context("read from the terminal")?;
+            sender.send(Event::Terminal(event))?;
+        }
+    })?;
+    teller("signals", &sender, move |sender| {
+        loop {
+            if signals.wait().context("wait for signals")? != Signal::SIGTSTP {
+                sender.send(Event::Signal)?;
+            }
+        }
+    })?;
+    let args = args.clone();
+    teller("node", &sender, move |sender| {
+        Node::follow(&args, |node| sender.send(Event::Node(node)).is_ok());
+        Ok(())
+    })?;
+    Ok(receiver)
+}
+
+fn teller(
+    name: &'static str,
+    sender: &Sender<Event>,
+    tell: impl FnOnce(&Sender<Event>) -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let sender = sender.clone();
+    let told = move || {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tell(&sender)));
+        let why = ended.unwrap_or_else(|_| Err(anyhow!("the thread {name} panicked")));
+        // Nobody listens when the loop has ended before.
+        let _ = sender.send(Event::Ended(why.err().map_or_else(String::new, |e| format!("{e:#}"))));
+    };
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(told)
+        .map(drop)
+        .with_context(|| format!("start the thread {name}"))
+}

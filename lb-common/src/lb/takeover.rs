@@ -1,0 +1,137 @@
+//! Whose a flow is while another service proxy works on this node too.
+//!
+//! Our hooks come before the kernel's conntrack, so what the other proxy's rules translate passes here
+//! first. A connection that it carries is told by what its packets don't do: open one. Datagrams open
+//! nothing; those that it carries have an entry in the flow table ([`FlowFlags::FOREIGN`]), which the agent
+//! writes from conntrack, and this module while the other proxy still opens flows.
+
+use super::socket::SocketEnv;
+use crate::abi::{Address, BackendIndex, Flow, FlowFlags, FlowKey, ServiceIndex, TakeoverFlags};
+use crate::bytes::Be16;
+use crate::env::{Env, RENEWAL_TICKS, Tables};
+use crate::family::Family;
+use crate::packet::{Packet, ReadHeader, Work};
+
+use super::frontend::Destination;
+
+/// Whether the other proxy opens flows.
+#[inline(always)]
+pub(super) fn yields<T: Tables>(tables: &T) -> bool {
+    tables.takeover() & TakeoverFlags::YIELDS != 0
+}
+
+/// Whether a packet to a Service that belongs to no flow of ours is left to the other proxy, which
+/// is remembered if it may open one there.
+#[inline(always)]
+pub(super) fn leaves<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    packet: &Packet<F>,
+    entry: &mut Flow<F>,
+) -> bool {
+    let flags = env.takeover();
+    if flags & TakeoverFlags::YIELDS != 0 {
+        *entry = foreign(&packet.tuple, env.now());
+        // A table that refuses costs a datagram's flow its endpoint, later, and no connection anything.
+        let _ = env.insert_flow(&packet.tuple, entry);
+        return true;
+    }
+    flags & TakeoverFlags::BESIDE != 0 && packet.is_connection() && !packet.opens()
+}
+
+/// The entry of another proxy's flow, with packets like `tuple`. `ANSWERED`, so that it lives as long
+/// as conntrack remembers an answered one.
+#[inline(always)]
+pub const fn foreign<F: Family>(tuple: &FlowKey<F>, now: u32) -> Flow<F> {
+    Flow {
+        translated: FlowKey {
+            source: tuple.destination,
+            destination: tuple.source,
+            source_port: tuple.destination_port,
+            destination_port: tuple.source_port,
+            protocol: tuple.protocol,
+        },
+        backend: BackendIndex(0),
+        generation: 0,
+        service: ServiceIndex(0),
+        last_seen: now,
+        flags: FlowFlags::FOREIGN | FlowFlags::ANSWERED,
+        device: 0,
+    }
+}
+
+/// The entry of the answers to another proxy's flow that it masquerades, with packets like `tuple`: it
+/// keeps our flows off the port.
+#[inline(always)]
+pub const fn foreign_reply<F: Family>(tuple: &FlowKey<F>, now: u32) -> Flow<F> {
+    let flow = foreign(tuple, now);
+    Flow { flags: flow.flags | FlowFlags::REPLY, ..flow }
+}
+
+/// A packet leaves that belongs to no flow of ours. While the other proxy opens flows it may be its
+/// first, with a port that was ours: our flow there ends if it is over, so that the answers are left to
+/// the other proxy. Our own datagrams, which pass here too, have just renewed their flow.
+#[inline(always)]
+pub(super) fn vacate<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) {
+    if !yields(env) {
+        return;
+    }
+    let Work { packet, key, other, .. } = work;
+    *key = packet.tuple.inverse();
+    match env.flow(key) {
+        Some(known) => other.copy_from(known),
+        None => return,
+    }
+    const KIND: u32 = FlowFlags::REPLY | FlowFlags::LOCAL | FlowFlags::FOREIGN;
+    if other.flags & KIND != FlowFlags::REPLY {
+        return;
+    }
+    let is_over = if packet.is_connection() {
+        packet.opens() && other.flags & (FlowFlags::FIN | FlowFlags::RST) != 0
+    } else {
+        env.now().wrapping_sub(other.last_seen) > RENEWAL_TICKS
+    };
+    if is_over {
+        env.delete_flow(key);
+        *key = other.translated.inverse();
+        env.delete_flow(key);
+    }
+}
+
+/// Whether a socket's datagram to a Service, that we have led nowhere yet, is left to the other proxy:
+/// it opens flows, or it has carried datagrams of this socket since before we came. `source` is asked
+/// last, and taken apart where it is found: a value that waits in an `Option` is read from stack that
+/// nobody wrote.
+#[inline(always)]
+pub(super) fn leaves_socket<E: SocketEnv>(
+    env: &E,
+    destination: &Destination,
+    source: impl FnOnce(&E) -> Option<Address>,
+) -> bool {
+    let flags = env.takeover();
+    if flags & TakeoverFlags::YIELDS != 0 {
+        return true;
+    }
+    if flags & TakeoverFlags::BESIDE == 0 {
+        return false;
+    }
+    let port = env.local_port();
+    if port.get() == 0 {
+        return false;
+    }
+    match source(env) {
+        Some(source) => env.is_foreign_flow((source, port), destination),
+        None => false,
+    }
+}
+
+/// The key of a socket's datagrams in the flow table.
+#[inline(always)]
+pub fn socket_key<F: Family>(from: (Address, Be16), destination: &Destination) -> FlowKey<F> {
+    FlowKey {
+        source: F::narrow(from.0),
+        destination: F::narrow(destination.address),
+        source_port: from.1,
+        destination_port: destination.port,
+        protocol: destination.protocol as u32,
+    }
+}

@@ -1,0 +1,162 @@
+//! What the documents say to do with Helm and kubectl is done, word by word, at a real API server. What
+//! kubelets would do is said to it in their place: Pods are ready, or have succeeded, as soon as they are
+//! there. What needs a container to be entered is run on a cluster with kubelets (`cargo xtask e2e
+//! --installation`).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lb_lab::{Lab, Options};
+use lb_tests::cluster::ControlPlane;
+use lb_tests::cluster::api::ApiClient;
+use lb_tests::cluster::control_plane::HOST;
+use lb_tests::cluster::credentials::Identity;
+use lb_tests::cluster::go::{HELM, KUBERNETES};
+use lb_tests::cluster::reach::eventually;
+use lb_tests::cluster::test_cluster::{NODES, add_nodes};
+use lb_tests::documents::{Shown, commands};
+use serde_json::{Value, json};
+
+const NAMESPACE: &str = "kube-system";
+/// Longest time of one command, seconds; Helm itself waits for five minutes.
+const LIMIT: &str = "240";
+
+/// A control plane that no test shares: the release brings the rights that others' agents have.
+struct Cluster {
+    control_plane: ControlPlane,
+    programs: [(&'static str, PathBuf); 2],
+    lab: Arc<Lab>,
+}
+
+impl Cluster {
+    fn start() -> Result<Self> {
+        let helm = HELM.ensure(&["helm"])?.join("helm");
+        let kubectl = KUBERNETES.ensure(&["kubectl"])?.join("kubectl");
+        let lab = Arc::new(Lab::up(&Options { pods_per_node: 0, ..Options::default() })?);
+        let control_plane = ControlPlane::start(&lab)?;
+        add_nodes(control_plane.api(), &lab)?;
+        Ok(Self { control_plane, programs: [("helm", helm), ("kubectl", kubectl)], lab })
+    }
+
+    /// Runs a command from the folder in which the documents are; what it prints.
+    fn run(&self, words: &[String]) -> Result<String> {
+        let line = words.join(" ");
+        let (name, arguments) = words.split_first().context("no command")?;
+        let program = self.programs.iter().find(|(program, _)| program == name);
+        let (_, program) = program.with_context(|| format!("no program for {line}"))?;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")?;
+        let mut command = self.lab.command(HOST, "timeout")?;
+        command.arg(LIMIT).arg(program).args(arguments).current_dir(root);
+        command.env("KUBECONFIG", self.control_plane.kubeconfig(Identity::Admin));
+        // Where both keep what they have learned of API servers.
+        command.env("HOME", self.lab.directory());
+        let output = command.output().with_context(|| format!("starting {line}"))?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{line}: {}\n{said}\n{errors}", output.status);
+        ensure!(!said.trim().is_empty(), "{line} prints nothing");
+        Ok(said)
+    }
+
+    /// What kubectl prints of the release's objects, by name.
+    fn release(&self) -> Result<Vec<String>> {
+        let kinds = "daemonsets,jobs,serviceaccounts,roles,rolebindings,clusterroles,\
+            clusterrolebindings";
+        let words = ["kubectl", "get", kinds, "-n", NAMESPACE, "-o", "name"].map(str::to_owned);
+        let said = self.run(&words)?;
+        Ok(said.lines().filter(|name| name.contains("lb-agent")).map(str::to_owned).collect())
+    }
+
+    /// The flags of the installed agents.
+    fn flags(&self) -> Result<Vec<String>> {
+        let words = ["kubectl", "get", "daemonset", "lb-agent", "-n", NAMESPACE, "-o", "json"];
+        let object: Value = serde_json::from_str(&self.run(&words.map(str::to_owned))?)?;
+        let arguments = &object["spec"]["template"]["spec"]["containers"][0]["args"];
+        let ready = object["status"]["numberReady"].as_u64();
+        ensure!(ready == Some(NODES.len() as u64), "{}", object["status"]);
+        serde_json::from_value(arguments.clone()).context("no list of flags")
+    }
+}
+
+/// Says of every Pod what a kubelet would.
+fn say_pods_run(api: &ApiClient) -> Result<()> {
+    for pod in api.list("Pod", NAMESPACE, "")? {
+        let owners = pod.metadata.owner_references.unwrap_or_default();
+        let is_done = owners.iter().any(|owner| owner.kind == "Job");
+        let name = pod.metadata.name.context("a Pod without a name")?;
+        let conditions = ["Initialized", "ContainersReady", "Ready"]
+            .map(|kind| json!({"type": kind, "status": if is_done { "False" } else { "True" }}));
+        let phase = if is_done { "Succeeded" } else { "Running" };
+        if pod.data["status"]["phase"] != phase {
+            let status = json!({"phase": phase, "conditions": conditions});
+            // It may have been deleted meanwhile.
+            drop(api.patch_status("Pod", NAMESPACE, &name, status));
+        }
+    }
+    Ok(())
+}
+
+/// Runs `work` while somebody does what kubelets would.
+fn with_kubelets<T>(api: &ApiClient, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let kubelets = scope.spawn(|| -> Result<()> {
+            while !is_over.load(Ordering::Relaxed) {
+                say_pods_run(api)?;
+                thread::sleep(Duration::from_millis(200));
+            }
+            Ok(())
+        });
+        let done = work();
+        is_over.store(true, Ordering::Relaxed);
+        let kubelets = kubelets.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        done.and_then(|done| kubelets.map(|()| done))
+    })
+}
+
+fn starts(shown: &Shown, words: &[&str]) -> bool {
+    shown.words.len() >= words.len() && shown.words.iter().zip(words).all(|(a, b)| a == b)
+}
+
+/// Each way to install, then whatever else is shown, then the way to uninstall.
+#[test]
+fn helm_and_kubectl_do_what_the_documents_say() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let is_ours = |shown: &Shown| {
+        (starts(shown, &["helm"]) || starts(shown, &["kubectl"]))
+            && !shown.words.iter().any(|word| word == "exec")
+    };
+    let all: Vec<Shown> = commands().into_iter().filter(is_ours).collect();
+    let (installs, others): (Vec<_>, Vec<_>) =
+        all.iter().partition(|shown| starts(shown, &["helm", "install"]));
+    let (uninstalls, others): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|shown| starts(shown, &["helm", "uninstall"]));
+    ensure!(installs.len() > 1 && others.len() > 2 && !uninstalls.is_empty(), "{all:#?}");
+    let run = |shown: &Shown| cluster.run(&shown.words).with_context(|| shown.to_string());
+    with_kubelets(cluster.control_plane.api(), || {
+        for install in installs {
+            run(install)?;
+            for other in &others {
+                run(other)?;
+            }
+            let flags = cluster.flags()?;
+            let has_file = flags.iter().any(|flag| flag.starts_with("--config="));
+            let is_told = install.words.iter().any(|word| word.starts_with("kubeProxyConfigMap="));
+            ensure!(has_file == is_told, "{install}: {flags:?}");
+            for uninstall in &uninstalls {
+                run(uninstall)?;
+            }
+            // Helm doesn't wait for the end of what it deletes.
+            eventually(&format!("{install}, and uninstalled: nothing is left"), || {
+                let left = cluster.release()?;
+                ensure!(left.is_empty(), "{left:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}

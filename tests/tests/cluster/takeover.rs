@@ -1,0 +1,330 @@
+//! The real kube-proxy is taken over from, removed, and comes back, while connections that are held
+//! and connections that come and go use every way to a Service: none is lost.
+
+use std::path::PathBuf;
+use std::process::Output;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lb_lab::{Family, Load, LoadReport, Request, Transport};
+use lb_tests::cluster::TestCluster;
+use lb_tests::cluster::credentials::Identity;
+use lb_tests::cluster::go::KUBERNETES;
+use lb_tests::cluster::process::{Namespace, Process};
+use lb_tests::cluster::reach::eventually;
+use lb_tests::cluster::requests::{inside, outside, reach_all};
+use lb_tests::cluster::shared::alone_without_agents;
+use lb_tests::cluster::test_cluster::NODES;
+use serde_json::{Value, json};
+
+const PODS: [&str; 2] = ["pod-a1", "pod-b1"];
+const INSIDE: &str = "pod-b2";
+const NODE_PORT: u16 = 31_558;
+/// Enough for a request or two of every load.
+const MOMENT: Duration = Duration::from_millis(1_500);
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: takeover}
+  ports:
+  - {name: tcp, protocol: TCP, port: 80, targetPort: 8080, nodePort: 31558}
+  - {name: udp, protocol: UDP, port: 80, targetPort: 8080, nodePort: 31558}
+";
+
+/// Others' rules, which stay: NAT of a CNI, in both families.
+const OTHERS: &str = "
+table ip cni {
+    chain post {
+        type nat hook postrouting priority 100; policy accept;
+        ip saddr 192.0.2.0/24 masquerade
+    }
+}
+table ip6 cni {
+    chain post {
+        type nat hook postrouting priority 100; policy accept;
+        ip6 saddr 2001:db8:77::/64 masquerade
+    }
+}
+";
+
+struct Running {
+    from: &'static str,
+    request: Request,
+    number: u64,
+    may_move: bool,
+}
+
+impl Running {
+    /// Nothing of it was lost, and a held connection has had one server.
+    fn check(&self, report: &LoadReport, held: bool, when: &str) -> Result<()> {
+        let name = format!("{when}: {} → {:?}", self.from, self.request);
+        ensure!(report.lost() == 0 && report.ok > 0, "{name}: {report:?}");
+        let has_moved = held && !self.may_move && report.servers.len() != 1;
+        ensure!(!has_moved, "{name} has met another server: {report:?}");
+        Ok(())
+    }
+}
+
+/// A set of requests by every way to the Service.
+struct Loads {
+    held: bool,
+    running: Vec<Running>,
+}
+
+impl Loads {
+    fn start(
+        cluster: &TestCluster,
+        requests: &[(&'static str, Request)],
+        held: bool,
+    ) -> Result<Self> {
+        let mut running = Vec::new();
+        for (from, request) in requests {
+            let load = Load {
+                persistent: held,
+                pause: Duration::from_millis(if held { 100 } else { 50 }),
+                at_most: Duration::from_secs(300),
+                ..Load::new(request.clone())
+            };
+            let number = cluster.lab().peer(from)?.start_load(load)?;
+            running.push(Running { from, request: request.clone(), number, may_move: false });
+        }
+        Ok(Self { held, running })
+    }
+
+    fn check(&self, cluster: &TestCluster, when: &str) -> Result<()> {
+        for load in &self.running {
+            let report = cluster.lab().peer(load.from)?.read_load(load.number)?;
+            load.check(&report, self.held, when)?;
+        }
+        Ok(())
+    }
+
+    fn stop(self, cluster: &TestCluster, when: &str) -> Result<()> {
+        for load in &self.running {
+            let report = cluster.lab().peer(load.from)?.stop_load(load.number)?;
+            load.check(&report, self.held, when)?;
+        }
+        Ok(())
+    }
+}
+
+struct KubeProxy {
+    program: PathBuf,
+    mode: &'static str,
+    namespaces: Vec<Arc<Namespace>>,
+    running: Vec<Process>,
+}
+
+impl KubeProxy {
+    fn new(cluster: &TestCluster, mode: &'static str) -> Result<Self> {
+        let program = KUBERNETES.ensure(&["kube-proxy"])?.join("kube-proxy");
+        let open = |node| Ok(Arc::new(Namespace::open(&cluster.lab().namespace(node)?)?));
+        let namespaces = NODES.into_iter().map(open).collect::<Result<_>>()?;
+        Ok(Self { program, mode, namespaces, running: Vec::new() })
+    }
+
+    /// Starts it on both nodes, and waits until it has written its rules.
+    fn start(&mut self, cluster: &TestCluster) -> Result<()> {
+        let kubeconfig = cluster.control_plane.kubeconfig(Identity::Admin);
+        for (node, namespace) in NODES.into_iter().zip(&self.namespaces) {
+            let arguments = [
+                format!("--kubeconfig={}", kubeconfig.display()),
+                format!("--proxy-mode={}", self.mode),
+                format!("--hostname-override={node}"),
+                "--cluster-cidr=10.244.0.0/16,fd00:244::/32".into(),
+                // The agent has kube-proxy's usual ports.
+                "--healthz-bind-address=127.0.0.1:11256".into(),
+                "--metrics-bind-address=127.0.0.1:11249".into(),
+                "--conntrack-max-per-core=0".into(),
+                "--conntrack-tcp-timeout-established=0s".into(),
+                "--conntrack-tcp-timeout-close-wait=0s".into(),
+            ];
+            let log = cluster.lab().directory().join(format!("kube-proxy-{node}.log"));
+            let place = (&**cluster.lab(), node);
+            let process = Process::start(namespace, place, &self.program, &arguments, &log)?;
+            self.running.push(process);
+        }
+        for node in NODES {
+            eventually(&format!("kube-proxy writes its rules on {node}"), || {
+                let rules = ruleset(cluster, node)?;
+                let wanted = format!("{NODE_PORT}");
+                ensure!(rules.matches(&wanted).count() >= 4, "{rules}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.running.drain(..).try_for_each(|mut process| process.kill())
+    }
+}
+
+fn ruleset(cluster: &TestCluster, node: &str) -> Result<String> {
+    let listed = cluster.lab().exec(node, &["nft", "list", "ruleset"])?;
+    Ok(String::from_utf8_lossy(&listed.stdout).into_owned())
+}
+
+fn cleanup(cluster: &TestCluster, node: &str, arguments: &[&str]) -> Result<Output> {
+    let mut command = cluster.lab().command(node, lb_lab::agent_binary()?)?;
+    command.arg("cleanup").arg("--bpffs").arg(cluster.lab().bpffs(node)).args(arguments);
+    command.output().context("starting lb-agent cleanup")
+}
+
+/// `cleanup` does its work.
+fn cleaned(cluster: &TestCluster, node: &str, arguments: &[&str]) -> Result<()> {
+    let output = cleanup(cluster, node, arguments)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cleanup {arguments:?} on {node}: {said}");
+    Ok(())
+}
+
+/// `cleanup` refuses, and says why.
+fn refused(cluster: &TestCluster, node: &str, arguments: &[&str], why: &str) -> Result<()> {
+    let output = cleanup(cluster, node, arguments)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "cleanup {arguments:?} on {node} has not refused");
+    ensure!(said.contains(why), "cleanup {arguments:?} on {node}: {said}");
+    Ok(())
+}
+
+/// What `lb-agent doctor` finds of kube-proxy on each node, and what it says to do.
+fn expect_advice(cluster: &TestCluster, severity: &str, words: &str) -> Result<()> {
+    for node in NODES {
+        let mut command = cluster.lab().command(node, lb_lab::agent_binary()?)?;
+        command.args(["doctor", "-o", "json", "--bpffs"]).arg(cluster.lab().bpffs(node));
+        let output = command.output().context("starting lb-agent doctor")?;
+        let findings: Vec<Value> = serde_json::from_slice(&output.stdout)
+            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        let of_proxies: Vec<_> =
+            findings.iter().filter(|finding| finding["check"] == "proxies").collect();
+        let says = |finding: &&Value| {
+            let text = format!("{} {}", finding["finding"], finding["remedy"]);
+            finding["severity"] == severity && text.contains(words)
+        };
+        ensure!(of_proxies.iter().any(says), "{node}: no {severity} {words:?}: {of_proxies:#?}");
+    }
+    Ok(())
+}
+
+fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
+    for node in NODES {
+        cluster.kill_agent(node);
+        cleaned(cluster, node, &["--force"])?;
+        // iptables leaves its empty tables, which would keep NAT going.
+        cluster.lab().nft(node, "flush ruleset")?;
+    }
+    let namespace = cluster.namespace(&format!("takeover-{mode}"))?;
+    namespace.apply(SERVICE)?;
+    namespace.pods(&json!({"app": "takeover"}), &PODS)?;
+    let addresses: Vec<_> =
+        PODS.iter().map(|pod| cluster.address(pod, Family::V4)).collect::<Result<_>>()?;
+    let addresses_v6: Vec<_> =
+        PODS.iter().map(|pod| cluster.address(pod, Family::V6)).collect::<Result<_>>()?;
+    namespace.wait_for_endpoints("web", &[addresses, addresses_v6].concat())?;
+
+    let mut proxy = KubeProxy::new(cluster, mode)?;
+    proxy.start(cluster)?;
+    let inside = inside(&namespace, "web", &[INSIDE, "node-a"])?;
+    let outside = outside(cluster, NODE_PORT)?;
+    let all = [inside.clone(), outside.clone()].concat();
+    reach_all(cluster, &all, &PODS)?;
+
+    // There.
+    expect_advice(cluster, "warning", "they are needed until lb-agent serves this node")?;
+    let old = Loads::start(cluster, &all, true)?;
+    let short = Loads::start(cluster, &all, false)?;
+    sleep(MOMENT);
+    old.check(cluster, "before")?;
+    cluster.ensure_agents()?;
+    sleep(MOMENT);
+    old.check(cluster, "beside")?;
+    short.check(cluster, "beside")?;
+    // The tables of iptables stay, and with them NAT.
+    let needs_rules = mode == "nftables";
+    let advice = if needs_rules { "may not be removed yet, as " } else { "they may be removed: " };
+    expect_advice(cluster, "warning", advice)?;
+    let mut new_inside = Loads::start(cluster, &inside, true)?;
+    let new_outside = Loads::start(cluster, &outside, true)?;
+    sleep(MOMENT);
+    new_outside.check(cluster, "beside")?;
+
+    // kube-proxy goes, and then its rules.
+    proxy.stop()?;
+    for node in NODES {
+        if needs_rules {
+            let arguments = ["--kube-proxy", "--wait", "0s"];
+            refused(cluster, node, &arguments, "which would break")?;
+        }
+        cluster.lab().nft(node, OTHERS)?;
+    }
+    expect_advice(cluster, "warning", "they may be removed: ")?;
+    for node in NODES {
+        cleaned(cluster, node, &["--kube-proxy", "--wait", "0s"])?;
+        let rules = ruleset(cluster, node)?;
+        // kube-proxy shares this one with the kubelet.
+        let others = rules.replace("KUBE-FIREWALL", "");
+        ensure!(!others.contains("KUBE-") && !others.contains("kube-proxy"), "{rules}");
+        ensure!(rules.matches("table ip cni").count() == 1, "{rules}");
+        ensure!(rules.matches("table ip6 cni").count() == 1, "{rules}");
+    }
+    expect_advice(cluster, "info", "go on without its rules")?;
+    sleep(MOMENT);
+    for (loads, name) in [(&old, "old"), (&short, "short"), (&new_inside, "inside")] {
+        loads.check(cluster, &format!("without kube-proxy, {name}"))?;
+    }
+    new_outside.check(cluster, "without kube-proxy")?;
+
+    // And back.
+    proxy.start(cluster)?;
+    for node in NODES {
+        cluster.stop_agent(node)?;
+        refused(cluster, node, &["--wait", "0s"], "still go through lb-agent")?;
+    }
+    sleep(MOMENT);
+    new_outside.stop(cluster, "while flows are waited for")?;
+    // An unconnected socket has no connection to lose: kube-proxy chooses for it anew.
+    for load in &mut new_inside.running {
+        load.may_move = load.request.transport == Transport::Udp && !load.request.connected;
+    }
+    std::thread::scope(|scope| {
+        let cluster = &*cluster;
+        let cleanups =
+            NODES.map(|node| scope.spawn(move || cleaned(cluster, node, &["--wait", "4m"])));
+        cleanups.into_iter().try_for_each(|cleanup| match cleanup.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    sleep(MOMENT);
+    old.stop(cluster, "back, old")?;
+    short.stop(cluster, "back, short")?;
+    new_inside.stop(cluster, "back, inside")?;
+    proxy.stop()?;
+    for node in NODES {
+        cleaned(cluster, node, &["--kube-proxy", "--force"])?;
+        let rules = ruleset(cluster, node)?;
+        ensure!(rules.contains("table ip cni") && rules.contains("table ip6 cni"), "{rules}");
+        cluster.lab().nft(node, "flush ruleset")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn kube_proxy_in_mode_nftables_is_replaced_and_comes_back_and_no_connection_is_lost() -> Result<()>
+{
+    alone_without_agents(|cluster| there_and_back(cluster, "nftables"))
+}
+
+#[test]
+fn kube_proxy_in_mode_iptables_is_replaced_and_comes_back_and_no_connection_is_lost() -> Result<()>
+{
+    alone_without_agents(|cluster| there_and_back(cluster, "iptables"))
+}
