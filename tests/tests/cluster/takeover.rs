@@ -151,13 +151,16 @@ impl KubeProxy {
             let process = Process::start(namespace, place, &self.program, &arguments, &log)?;
             self.running.push(process);
         }
+        let node_port = NODE_PORT.to_string();
         for node in NODES {
-            eventually(&format!("kube-proxy writes its rules on {node}"), || {
-                let rules = ruleset(cluster, node)?;
-                let wanted = format!("{NODE_PORT}");
-                ensure!(rules.matches(&wanted).count() >= 4, "{rules}");
-                Ok(())
-            })?;
+            // One proxier for each family, and neither waits for the other.
+            for family in ["ip", "ip6"] {
+                eventually(&format!("kube-proxy writes its rules for {family} on {node}"), || {
+                    let rules = ruleset(cluster, node, Some(family))?;
+                    ensure!(rules.matches(&node_port).count() >= 2, "{rules}");
+                    Ok(())
+                })?;
+            }
         }
         Ok(())
     }
@@ -167,8 +170,9 @@ impl KubeProxy {
     }
 }
 
-fn ruleset(cluster: &TestCluster, node: &str) -> Result<String> {
-    let listed = cluster.lab().exec(node, &["nft", "list", "ruleset"])?;
+fn ruleset(cluster: &TestCluster, node: &str, family: Option<&str>) -> Result<String> {
+    let command: Vec<_> = ["nft", "list", "ruleset"].into_iter().chain(family).collect();
+    let listed = cluster.lab().exec(node, &command)?;
     Ok(String::from_utf8_lossy(&listed.stdout).into_owned())
 }
 
@@ -268,7 +272,7 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
     expect_advice(cluster, "warning", "they may be removed: ")?;
     for node in NODES {
         cleaned(cluster, node, &["--kube-proxy", "--wait", "0s"])?;
-        let rules = ruleset(cluster, node)?;
+        let rules = ruleset(cluster, node, None)?;
         // kube-proxy shares this one with the kubelet.
         let others = rules.replace("KUBE-FIREWALL", "");
         ensure!(!others.contains("KUBE-") && !others.contains("kube-proxy"), "{rules}");
@@ -310,7 +314,7 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
     proxy.stop()?;
     for node in NODES {
         cleaned(cluster, node, &["--kube-proxy", "--force"])?;
-        let rules = ruleset(cluster, node)?;
+        let rules = ruleset(cluster, node, None)?;
         ensure!(rules.contains("table ip cni") && rules.contains("table ip6 cni"), "{rules}");
         cluster.lab().nft(node, "flush ruleset")?;
     }
