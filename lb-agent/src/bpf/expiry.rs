@@ -4,21 +4,24 @@
 //! A flow has two entries, and one of them may be idle while the other is busy (UDP without
 //! answers). They are judged, and removed, together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Flow, FlowFlags, FlowKey, map};
+use lb_common::bytes::Be16;
 use lb_common::env::TICK_NANOSECONDS;
 use lb_common::family::{Family, V4, V6};
 
 use super::error::BpfError;
 use super::hash::Hash;
 use super::pins::Pins;
+use super::read::protocol;
 use super::sys::{self, Access};
 use super::traffic::{Departed, SharedTraffic};
 use super::usage::{CountedMaps, MapUsage};
 use crate::serve::metrics::FlowUse;
+use crate::takeover::conntrack::Tuple;
 
 const TCP: u32 = libc::IPPROTO_TCP.cast_unsigned();
 const SCTP: u32 = libc::IPPROTO_SCTP.cast_unsigned();
@@ -122,13 +125,26 @@ const SILENT_SECONDS: u64 = 35;
 /// After this long without a packet nothing more comes of a connection that has ended.
 const LAST_SECONDS: u64 = 5;
 
-/// Flows that are ours and would break without us: connections that have not ended, and datagrams
-/// that were answered and aren't silent. The others are forgotten: who takes their port next, client or
+/// What [`carried`] found.
+#[derive(Clone, Debug, Default)]
+pub struct CarriedFlows {
+    /// Flows that are ours and would break without us: connections that have not ended, and datagrams
+    /// that were answered and aren't silent.
+    pub count: usize,
+    /// How they leave this node, and those that may still have a packet under way, where a port of this
+    /// node's is their source.
+    pub masqueraded: HashSet<Tuple>,
+}
+
+/// Looks through the flows. Those that are over are forgotten: who takes their port next, client or
 /// masquerade, is not ours.
-pub(super) fn carried<F: Family>(flows: &Hash<FlowKey<F>, Flow<F>>) -> Result<usize, BpfError> {
+pub(super) fn carried<F: Family>(
+    flows: &Hash<FlowKey<F>, Flow<F>>,
+    carried: &mut CarriedFlows,
+) -> Result<(), BpfError> {
     const NOT_OURS: u32 = FlowFlags::FOREIGN | FlowFlags::REPLY;
     let error = |call| BpfError::call(flows.name(), call);
-    let (now, mut carried, mut over) = (now(), 0, Vec::new());
+    let (now, mut over) = (now(), Vec::new());
     let listed = flows.for_each(|key, flow| {
         if flow.flags & NOT_OURS != 0 {
             return;
@@ -149,13 +165,26 @@ pub(super) fn carried<F: Family>(flows: &Hash<FlowKey<F>, Flow<F>>) -> Result<us
         }
         let is_answered = flow.flags & FlowFlags::ANSWERED != 0;
         let is_alive = idle <= timeout(key.protocol, flags);
-        carried += usize::from(is_answered && !has_ended && is_alive);
+        carried.count += usize::from(is_answered && !has_ended && is_alive);
+        if flow.flags & FlowFlags::LOCAL == 0 {
+            carried.masqueraded.extend(tuple(&flow.translated));
+        }
     });
     listed.map_err(error("bpf(BPF_MAP_LOOKUP_BATCH)"))?;
     for key in over {
         flows.remove(&key).map_err(error("bpf(BPF_MAP_DELETE_ELEM)"))?;
     }
-    Ok(carried)
+    Ok(())
+}
+
+/// A key as conntrack would have it.
+fn tuple<F: Family>(key: &FlowKey<F>) -> Option<Tuple> {
+    let half = |address, port: Be16| SocketAddr::new(F::widen(address).into(), port.get());
+    Some(Tuple {
+        protocol: protocol(key.protocol)?,
+        source: half(key.source, key.source_port),
+        destination: half(key.destination, key.destination_port),
+    })
 }
 
 fn expire<F: Family>(flows: &Hash<FlowKey<F>, Flow<F>>, now: u32) -> Result<Expired, BpfError> {
@@ -283,7 +312,7 @@ mod tests {
     fn flows_are_counted_by_their_way_and_ports_by_endpoint() {
         let flow = |flags, backend: u8| {
             let mut flow = Flow::<V4> { flags, ..bytemuck::Zeroable::zeroed() };
-            flow.translated.destination_port = lb_common::bytes::Be16::new(backend.into());
+            flow.translated.destination_port = Be16::new(backend.into());
             flow
         };
         let key = FlowKey::<V4> { protocol: TCP, ..bytemuck::Zeroable::zeroed() };

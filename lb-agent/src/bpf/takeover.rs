@@ -13,7 +13,7 @@ use lb_common::family::{Family, V4, V6};
 use lb_common::lb::takeover::{foreign, foreign_reply};
 
 use super::error::BpfError;
-use super::expiry::{self, now};
+use super::expiry::{self, CarriedFlows, now};
 use super::hash::Hash;
 use super::maps::{self, PinnedMaps};
 use super::pins::Pins;
@@ -117,8 +117,11 @@ impl Handover {
     }
 
     /// Flows from outside that we carry and that have not ended, or are silent for long enough.
-    pub fn carried(&self) -> Result<usize, BpfError> {
-        Ok(expiry::carried(&self.v4)? + expiry::carried(&self.v6)?)
+    pub fn carried(&self) -> Result<CarriedFlows, BpfError> {
+        let mut carried = CarriedFlows::default();
+        expiry::carried(&self.v4, &mut carried)?;
+        expiry::carried(&self.v6, &mut carried)?;
+        Ok(carried)
     }
 }
 

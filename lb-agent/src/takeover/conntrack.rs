@@ -1,20 +1,34 @@
-//! The flows whose destination the kernel's NAT translates, as conntrack has them
-//! (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
+//! The flows whose destination the kernel's NAT translates, as conntrack has them, and ours, as it has to
+//! know them (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
 
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::netlink::{Netfilter, attribute, find, is_absent};
+use super::netlink::{NLM_F_CREATE, Netfilter, Order, attribute, find, is_absent, nested};
 use crate::cluster::snapshot::Protocol;
+use crate::tables::encode::protocol_number;
 
-/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET`.
+/// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW`.
+const NEW: u16 = 1 << 8;
+/// `IPCTNL_MSG_CT_GET`.
 const GET: u16 = 1 << 8 | 1;
+/// `IPCTNL_MSG_CT_DELETE`.
+const DELETE: u16 = 1 << 8 | 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const PROTOCOL_INFO: u16 = 4;
+const TIMEOUT: u16 = 7;
 const STATUS_MASK: u16 = 26;
+/// `IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED`: an entry that makes no room for others.
+const ASSURED: u32 = 1 << 1 | 1 << 2 | 1 << 3;
+/// `TCP_CONNTRACK_ESTABLISHED`: others let a new connection have their port.
+const TCP_ESTABLISHED: u8 = 3;
+/// An entry lives so long when nobody is left to remove it, and is renewed after half of it.
+const HELD: Duration = Duration::from_secs(600);
 /// `IPS_DST_NAT`.
 const DST_NAT: u32 = 1 << 5;
 
@@ -46,6 +60,116 @@ pub struct Translated {
     pub stage: Stage,
 }
 
+/// Which packets are a flow's: those from here to there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Where they come from.
+    pub source: SocketAddr,
+    /// Where they go to.
+    pub destination: SocketAddr,
+}
+
+impl Tuple {
+    fn inverse(self) -> Self {
+        Self { source: self.destination, destination: self.source, ..self }
+    }
+
+    fn parse(attributes: &[u8]) -> Option<Self> {
+        let (addresses, transport) = (find(attributes, 1)?, find(attributes, 2)?);
+        let address = |v4, v6| match (find(addresses, v4), find(addresses, v6)) {
+            (Some(bytes), _) => Some(IpAddr::from(Ipv4Addr::from(*bytes.first_chunk::<4>()?))),
+            (None, Some(bytes)) => Some(IpAddr::from(Ipv6Addr::from(*bytes.first_chunk::<16>()?))),
+            (None, None) => None,
+        };
+        let port = |kind| Some(u16::from_be_bytes(*find(transport, kind)?.first_chunk()?));
+        let protocol = match i32::from(*find(transport, 1)?.first()?) {
+            libc::IPPROTO_TCP => Protocol::Tcp,
+            libc::IPPROTO_UDP => Protocol::Udp,
+            libc::IPPROTO_SCTP => Protocol::Sctp,
+            _ => return None,
+        };
+        let source = SocketAddr::new(address(1, 3)?, port(2)?);
+        let destination = SocketAddr::new(address(2, 4)?, port(3)?);
+        Some(Self { protocol, source, destination })
+    }
+
+    /// As an attribute of this kind.
+    fn emit(self, kind: u16) -> Vec<u8> {
+        let address = |v4, v6, address| match address {
+            IpAddr::V4(address) => attribute(v4, &address.octets()),
+            IpAddr::V6(address) => attribute(v6, &address.octets()),
+        };
+        let addresses = [address(1, 3, self.source.ip()), address(2, 4, self.destination.ip())];
+        let transport = [
+            attribute(1, &[protocol_number(self.protocol)]),
+            attribute(2, &self.source.port().to_be_bytes()),
+            attribute(3, &self.destination.port().to_be_bytes()),
+        ];
+        nested(kind, &[nested(1, &addresses), nested(2, &transport)])
+    }
+
+    fn order(self, kind: u16, attributes: Vec<u8>) -> Order {
+        let family = if self.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        Order { kind, family: family as u8, attributes }
+    }
+}
+
+/// Flows of ours that conntrack knows, so that what it masquerades leaves their ports alone. Our hooks
+/// come before it: it never sees their packets, and a port that carries two flows to one endpoint brings
+/// the answers of both to one of them.
+#[derive(Default)]
+pub struct Held {
+    netfilter: Option<Netfilter>,
+    /// As they leave this node, and since when.
+    flows: HashMap<Tuple, Instant>,
+}
+
+impl Held {
+    /// Makes `flows` known, and has those forgotten that it has made known before.
+    pub fn replace(&mut self, flows: &HashSet<Tuple>) -> Result<(), Errno> {
+        let netfilter = match &mut self.netfilter {
+            Some(netfilter) => netfilter,
+            None => self.netfilter.insert(Netfilter::open()?),
+        };
+        let gone: Vec<_> = self.flows.extract_if(|flow, _| !flows.contains(flow)).collect();
+        let forget = |(flow, _): &(Tuple, Instant)| flow.order(DELETE, flow.emit(TUPLE_ORIGINAL));
+        for outcome in netfilter.each(0, &gone.iter().map(forget).collect::<Vec<_>>())? {
+            match outcome {
+                Err(Errno::ENOENT) | Ok(()) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        let is_fresh =
+            |flow: &Tuple| self.flows.get(flow).is_some_and(|since| since.elapsed() < HELD / 2);
+        let new: Vec<_> = flows.iter().copied().filter(|flow| !is_fresh(flow)).collect();
+        let orders: Vec<_> = new.iter().map(|flow| flow.order(NEW, held(*flow))).collect();
+        for (flow, outcome) in new.iter().zip(netfilter.each(NLM_F_CREATE, &orders)?) {
+            match outcome {
+                Ok(()) => _ = self.flows.insert(*flow, Instant::now()),
+                // Without conntrack nothing is masqueraded.
+                Err(errno) if is_absent(errno) => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The entry of a flow that conntrack has to know.
+fn held(flow: Tuple) -> Vec<u8> {
+    let mut attributes = flow.emit(TUPLE_ORIGINAL);
+    attributes.extend(flow.inverse().emit(TUPLE_REPLY));
+    attributes.extend(attribute(STATUS, &ASSURED.to_be_bytes()));
+    attributes.extend(attribute(TIMEOUT, &(HELD.as_secs() as u32).to_be_bytes()));
+    if flow.protocol == Protocol::Tcp {
+        let state = nested(1, &[attribute(1, &[TCP_ESTABLISHED])]);
+        attributes.extend(nested(PROTOCOL_INFO, &[state]));
+    }
+    attributes
+}
+
 /// All flows with a translated destination, of both families.
 pub fn translated() -> Result<Vec<Translated>, Errno> {
     let mut filter = attribute(STATUS, &DST_NAT.to_be_bytes());
@@ -67,29 +191,12 @@ fn flow(attributes: &[u8]) -> Option<Translated> {
     if status & DST_NAT == 0 {
         return None;
     }
-    let (protocol, client, frontend) = tuple(find(attributes, TUPLE_ORIGINAL)?)?;
-    let (_, backend, answered) = tuple(find(attributes, TUPLE_REPLY)?)?;
+    let Tuple { protocol, source: client, destination: frontend } =
+        Tuple::parse(find(attributes, TUPLE_ORIGINAL)?)?;
+    let Tuple { source: backend, destination: answered, .. } =
+        Tuple::parse(find(attributes, TUPLE_REPLY)?)?;
     let stage = stage(protocol, find(attributes, PROTOCOL_INFO).unwrap_or_default());
     Some(Translated { protocol, client, frontend, backend, answered, stage })
-}
-
-/// Protocol, source and destination.
-fn tuple(attributes: &[u8]) -> Option<(Protocol, SocketAddr, SocketAddr)> {
-    let (addresses, transport) = (find(attributes, 1)?, find(attributes, 2)?);
-    let address = |v4, v6| match (find(addresses, v4), find(addresses, v6)) {
-        (Some(bytes), _) => Some(IpAddr::from(Ipv4Addr::from(*bytes.first_chunk::<4>()?))),
-        (None, Some(bytes)) => Some(IpAddr::from(Ipv6Addr::from(*bytes.first_chunk::<16>()?))),
-        (None, None) => None,
-    };
-    let port = |kind| Some(u16::from_be_bytes(*find(transport, kind)?.first_chunk()?));
-    let protocol = match i32::from(*find(transport, 1)?.first()?) {
-        libc::IPPROTO_TCP => Protocol::Tcp,
-        libc::IPPROTO_UDP => Protocol::Udp,
-        libc::IPPROTO_SCTP => Protocol::Sctp,
-        _ => return None,
-    };
-    let source = SocketAddr::new(address(1, 3)?, port(2)?);
-    Some((protocol, source, SocketAddr::new(address(2, 4)?, port(3)?)))
 }
 
 /// The states are those of nf_conntrack_tcp.h and nf_conntrack_sctp.h.

@@ -24,10 +24,11 @@ use lb_common::abi::TakeoverFlags;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
+use crate::bpf::expiry::CarriedFlows;
 use crate::bpf::takeover::{Handover, Services};
 use crate::bpf::{Access, BpfError, cleanup};
 use crate::cluster::snapshot::IpFamily;
-use conntrack::{Stage, Translated};
+use conntrack::{Held, Stage, Translated};
 use nftables::Rules;
 
 /// How often flows are counted by those who wait for their end.
@@ -276,20 +277,28 @@ pub fn hand_back(bpffs: &Path, wait: Duration) -> Result<(), TakeoverError> {
     }
     let _unused = cleanup::keep_unused(bpffs)?;
     let flags = handover.flags();
+    let mut held = Held::default();
+    hold(&mut held, &handover.carried()?)?;
     handover.set_flags(flags | TakeoverFlags::BESIDE | TakeoverFlags::YIELDS);
     let began = Instant::now();
     loop {
         let carried = handover.carried()?;
-        if carried == 0 {
+        hold(&mut held, &carried)?;
+        if carried.count == 0 {
             break;
         }
         if began.elapsed() >= wait {
-            return Err(TakeoverError::StillCarried(carried));
+            return Err(TakeoverError::StillCarried(carried.count));
         }
         std::thread::sleep(LOOK);
     }
     // Sockets' datagrams go by the other proxy first; answers to earlier ones still show the Service.
     cleanup::stop_translating_sockets(bpffs)?;
     std::thread::sleep(ANSWERS);
-    Ok(())
+    hold(&mut held, &CarriedFlows::default())
+}
+
+/// Keeps the other proxy's masquerade off the ports of our flows.
+fn hold(held: &mut Held, carried: &CarriedFlows) -> Result<(), TakeoverError> {
+    held.replace(&carried.masqueraded).map_err(failed("make our flows known to conntrack"))
 }

@@ -17,6 +17,10 @@ const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_DUMP_INTR: u16 = 0x10;
+/// A new object, unless there is one to be changed.
+pub(super) const NLM_F_CREATE: u16 = 0x400;
+/// An attribute that holds attributes.
+const NLA_F_NESTED: u16 = 1 << 15;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 /// `struct nlmsghdr`, `struct nfgenmsg`.
@@ -26,7 +30,10 @@ const BUFFER: usize = 64 << 10;
 /// What the kernel counts beside a datagram's bytes.
 const HEADROOM: usize = 4 << 10;
 
-/// One order of a batch: kind of message, family, attributes.
+/// So many orders go to the kernel at once: their acknowledgements have to fit in the socket's buffer.
+const AT_ONCE: usize = 64;
+
+/// One order: kind of message, family, attributes.
 pub(super) struct Order {
     pub kind: u16,
     pub family: u8,
@@ -86,6 +93,25 @@ impl Netfilter {
         setsockopt(&self.socket, SndBufForce, &room)?;
         send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty())?;
         self.listen_for_batch(begin, end)
+    }
+
+    /// Carries out orders one by one, each with these flags; what became of each.
+    pub fn each(&mut self, flags: u16, orders: &[Order]) -> Result<Vec<Result<(), Errno>>, Errno> {
+        let mut outcomes = Vec::with_capacity(orders.len());
+        for part in orders.chunks(AT_ONCE) {
+            let mut sequences = Vec::with_capacity(part.len());
+            let mut bytes = Vec::new();
+            for Order { kind, family, attributes } in part {
+                let sequence = self.next();
+                sequences.push(sequence);
+                bytes.extend(message(*kind, NLM_F_ACK | flags, sequence, *family, 0, attributes));
+            }
+            send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty())?;
+            for sequence in sequences {
+                outcomes.push(self.listen(sequence, |_| {}));
+            }
+        }
+        Ok(outcomes)
     }
 
     fn next(&mut self) -> u32 {
@@ -194,6 +220,11 @@ pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; attribute.buffer_len()];
     attribute.emit(&mut bytes);
     bytes
+}
+
+/// An attribute that holds others.
+pub(super) fn nested(kind: u16, attributes: &[Vec<u8>]) -> Vec<u8> {
+    attribute(NLA_F_NESTED | kind, &attributes.concat())
 }
 
 /// An attribute that is a name.

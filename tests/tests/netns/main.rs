@@ -20,6 +20,7 @@ mod doctor;
 mod documents;
 mod foreign;
 mod fragments;
+mod hand_back;
 mod health_checks;
 mod host_ports;
 mod icmp;

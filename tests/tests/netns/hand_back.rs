@@ -1,0 +1,78 @@
+//! `lb-agent cleanup` where another service proxy's rules are: our flows end first, and until then
+//! neither proxy's flows get in the other's way.
+
+use std::fmt::Write as _;
+
+use lb_lab::{Family, Options, Request, Transport};
+
+use crate::manifest::{POD_PORT, Service};
+use crate::stage::{Stage, each};
+
+/// What kube-proxy would write: it, too, masquerades what goes to an endpoint of another node.
+fn rules(stage: &Stage, service: &Service) -> String {
+    let mut text = String::new();
+    for (family, table) in [(Family::V4, "ip"), (Family::V6, "ip6")] {
+        let pod = stage.address("pod-b1", family);
+        let to =
+            if pod.is_ipv6() { format!("[{pod}]:{POD_PORT}") } else { format!("{pod}:{POD_PORT}") };
+        let port = service.node_port_number();
+        writeln!(
+            text,
+            "table {table} kube-proxy {{
+                chain nat-prerouting {{
+                    type nat hook prerouting priority -100; policy accept;
+                    meta l4proto {{ tcp, udp }} th dport {port} dnat to {to}
+                }}
+                chain nat-postrouting {{
+                    type nat hook postrouting priority 100; policy accept;
+                    {table} daddr {pod} masquerade
+                }}
+            }}"
+        )
+        .unwrap();
+    }
+    text
+}
+
+#[test]
+fn neither_proxy_uses_a_source_port_of_the_others_flows() {
+    let service = Service::node_port(1, &["pod-b1"]);
+    let mut stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    stage.lab().nft("node-a", &rules(&stage, &service)).unwrap();
+    let requests: Vec<_> = each()
+        .map(|(family, transport)| {
+            let to = stage.address("node-a", family);
+            Request::new(transport, to, service.node_port_number())
+        })
+        .collect();
+    let name = |request: &Request| format!("{} {}", request.transport, request.to);
+    let kept = |request: &Request| request.clone().keep(name(request));
+    let ours: Vec<_> =
+        requests.iter().map(|request| stage.answer("client", &kept(request)).seen.port()).collect();
+
+    stage.stop_agent("node-a");
+    let refused = stage.agent_output("node-a", &["cleanup", "--wait", "0s"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("4 flows from outside still go through lb-agent"), "{said}");
+    for (request, port) in requests.iter().zip(&ours) {
+        // What is masqueraded keeps its port, unless it is another's.
+        let same = request.clone().from_port(*port);
+        let masqueraded = stage.answer("client", &same).seen.port();
+        assert_ne!(masqueraded, *port, "{request:?}");
+        let mine = stage.answer("client", &kept(request)).seen.port();
+        assert_eq!(mine, *port, "{request:?}");
+    }
+
+    for request in &requests {
+        stage.lab().peer("client").unwrap().forget(&name(request)).unwrap();
+    }
+    stage.agent_says("node-a", &["cleanup", "--wait", "2m"]);
+    let datagrams = |request: &Request| request.transport == Transport::Udp;
+    for (request, port) in requests.iter().zip(&ours).filter(|(request, _)| datagrams(request)) {
+        // Nothing of ours is left that would keep it from this port. The client's kernel keeps it from
+        // connections for longer.
+        let same = request.clone().from_port(*port);
+        let masqueraded = stage.answer("client", &same).seen.port();
+        assert_eq!(masqueraded, *port, "{request:?}");
+    }
+}
