@@ -110,12 +110,14 @@ impl NodeDatapath {
 
     fn report(&mut self) -> ApplyReport {
         let udp_endpoints_left = self.tables.as_mut().is_some_and(Tables::take_udp_left);
+        let udp_frontends_given = self.tables.as_mut().is_some_and(Tables::take_udp_frontends);
         let unfit = self.tables.iter().flat_map(Tables::unfit);
         ApplyReport {
             unfit: unfit
                 .map(|(key, reason)| Unfit { key: key.clone(), reason: reason.to_owned() })
                 .collect(),
             udp_endpoints_left,
+            udp_frontends_given,
         }
     }
 }

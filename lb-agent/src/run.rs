@@ -22,7 +22,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use prometheus_client::collector::Collector;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::args::Switch;
 use crate::config::Config;
@@ -99,7 +99,8 @@ async fn work<D: Datapath, F: FlowExpiry, T: Translations>(
     let watches = following.server.as_ref().map(|server| server.watches.clone());
     let source = config.source.to_string();
     let board = Arc::new(StatusBoard::new(&config.node_name, source, &setup.snat_ports, watches));
-    tokio::spawn(expiry::expire(flows, metrics.clone()));
+    let stale_flows = Arc::<Notify>::default();
+    tokio::spawn(expiry::expire(flows, stale_flows.clone(), metrics.clone()));
     let pods = pods::follow(config.netns_dirs.clone());
     let bell = end_stale_sockets(sockets, pods.clone(), metrics.clone());
     if let Some(address) = config.healthz {
@@ -117,6 +118,7 @@ async fn work<D: Datapath, F: FlowExpiry, T: Translations>(
     spawn_service_health(&service_health, &health, &metrics, &notices);
     let reports = Reports::new(metrics, health, service_health, notices, expects_node)
         .with_sockets(bell)
+        .with_flows(stale_flows)
         .with_board(board);
 
     let Config { node_name, devices, pod_devices, nodeport_addresses, .. } = config;

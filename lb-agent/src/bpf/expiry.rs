@@ -14,7 +14,9 @@ use lb_common::env::TICK_NANOSECONDS;
 use lb_common::family::{Family, V4, V6};
 
 use super::error::BpfError;
+use super::frontends::Frontends;
 use super::hash::Hash;
+use super::maps::PinnedMaps;
 use super::pins::Pins;
 use super::read::protocol;
 use super::sys::{self, Access};
@@ -97,6 +99,7 @@ pub struct FlowTables {
     /// Counted with each pass: that costs what a pass costs, and only maps that are full cost much.
     all: CountedMaps,
     departed: Departed,
+    maps: PinnedMaps,
 }
 
 impl FlowTables {
@@ -107,14 +110,17 @@ impl FlowTables {
             v6: Hash::open(pins, map::FLOWS6, Access::ReadWrite)?,
             all: CountedMaps::open(pins)?,
             departed: Departed::open(pins, traffic)?,
+            maps: PinnedMaps::open(pins, Access::Read)?,
         })
     }
 
-    /// Removes what is dead now. A full table takes a second: `run` gives it a thread of its own.
+    /// Removes what is dead now, or leads to an endpoint of a Service that hasn't the address any more. A
+    /// full table takes a second: `run` gives it a thread of its own.
     pub fn expire(&mut self) -> Result<Pass, BpfError> {
         let now = now();
         self.departed.look()?;
-        let (v4, v6) = (expire(&self.v4, now)?, expire(&self.v6, now)?);
+        let frontends = Frontends::read(&self.maps)?;
+        let (v4, v6) = (expire(&self.v4, &frontends, now)?, expire(&self.v6, &frontends, now)?);
         Ok(Pass { v4, v6, hashes: self.all.usage()? })
     }
 }
@@ -187,15 +193,21 @@ fn tuple<F: Family>(key: &FlowKey<F>) -> Option<Tuple> {
     })
 }
 
-fn expire<F: Family>(flows: &Hash<FlowKey<F>, Flow<F>>, now: u32) -> Result<Expired, BpfError> {
+fn expire<F: Family>(
+    flows: &Hash<FlowKey<F>, Flow<F>>,
+    frontends: &Frontends,
+    now: u32,
+) -> Result<Expired, BpfError> {
     let error = |call| BpfError::call(flows.name(), call);
     let mut expired = Expired { capacity: flows.capacity().into(), ..Expired::default() };
-    let mut candidates = Vec::new();
+    let (mut candidates, mut gone) = (Vec::new(), Vec::new());
     let mut uses = Uses::default();
     flows
         .for_each(|key, flow| {
             expired.entries += 1;
-            if seconds_between(flow.last_seen, now) > timeout(key.protocol, flow.flags) {
+            if has_moved(key, flow, frontends) {
+                gone.push((*key, *flow));
+            } else if seconds_between(flow.last_seen, now) > timeout(key.protocol, flow.flags) {
                 candidates.push((*key, *flow));
             } else {
                 uses.count(key, flow);
@@ -204,17 +216,31 @@ fn expire<F: Family>(flows: &Hash<FlowKey<F>, Flow<F>>, now: u32) -> Result<Expi
         .map_err(error("bpf(BPF_MAP_LOOKUP_BATCH)"))?;
     expired.used = uses.sum();
     for (key, flow) in candidates {
-        let other_key = flow.translated.inverse();
-        let other = flows.get(&other_key).map_err(error("bpf(BPF_MAP_LOOKUP_ELEM)"))?;
-        if !is_dead(key.protocol, &flow, other.as_ref(), now) {
-            continue;
+        let other = flows.get(&flow.translated.inverse());
+        let other = other.map_err(error("bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+        if is_dead(key.protocol, &flow, other.as_ref(), now) {
+            gone.push((key, flow));
         }
+    }
+    for (key, flow) in gone {
         let remove = |key| -> io::Result<u64> { flows.remove(key).map(u64::from) };
-        for key in [&key, &other_key] {
+        for key in [&key, &flow.translated.inverse()] {
             expired.removed += remove(key).map_err(error("bpf(BPF_MAP_DELETE_ELEM)"))?;
         }
     }
     Ok(expired)
+}
+
+/// Whether datagrams go on to an endpoint of the Service port that had their destination before: as
+/// kube-proxy, which has conntrack forget them (pkg/proxy/conntrack/cleanup.go). An address that is
+/// nobody's any more keeps its flows.
+fn has_moved<F: Family>(key: &FlowKey<F>, flow: &Flow<F>, frontends: &Frontends) -> bool {
+    const OTHERS: u32 = FlowFlags::REPLY | FlowFlags::FOREIGN;
+    if key.protocol != UDP || flow.flags & OTHERS != 0 {
+        return false;
+    }
+    let to = SocketAddr::new(F::widen(key.destination).into(), key.destination_port.get());
+    frontends.of(key.protocol as u8, to).is_some_and(|service| service != flow.service)
 }
 
 /// An endpoint as one node address reaches it: each port of the SNAT range is there once.

@@ -23,6 +23,7 @@ pub mod devices;
 pub mod error;
 pub mod examine;
 pub mod expiry;
+mod frontends;
 pub mod maps;
 pub mod monitor;
 pub mod pins;

@@ -1,12 +1,12 @@
-//! What the socket hooks remember of UDP sockets (REVERSE), judged by the backends' generations, or by
-//! what the same call would be told now.
+//! What the socket hooks remember of UDP sockets (REVERSE), judged by the backends' generations, by
+//! whose the address is that they named, or by what the same call would be told now.
 
 use std::io;
 use std::net::SocketAddr;
 
 use lb_common::abi::{
-    Backend, Frontend, FrontendKey, FrontendKind, ReverseKey, ReverseValue, ServicePointer,
-    ServiceRecord, SourceSet, map,
+    Address, AddressFlags, Backend, Frontend, FrontendKey, FrontendKind, ReverseKey, ReverseValue,
+    ServiceIndex, ServicePointer, ServiceRecord, SourceSet, map,
 };
 use lb_common::bytes::Be16;
 use lb_common::lb::frontend::Found;
@@ -27,6 +27,7 @@ pub struct RememberedSockets {
     reverse: Hash<ReverseKey, ReverseValue>,
     backends: Table<Backend>,
     frontends: Hash<FrontendKey, Frontend>,
+    addresses: Hash<Address, u32>,
     services: Table<ServicePointer>,
     records: Table<ServiceRecord>,
 }
@@ -38,6 +39,7 @@ impl RememberedSockets {
             reverse: Hash::open(pins, map::REVERSE, Access::ReadWrite)?,
             backends: maps::table(pins, map::BACKENDS, Access::Read)?,
             frontends: Hash::open(pins, map::FRONTENDS, Access::Read)?,
+            addresses: Hash::open(pins, map::ADDRESSES, Access::Read)?,
             services: maps::table(pins, map::SERVICES, Access::Read)?,
             records: maps::table(pins, map::RECORDS, Access::Read)?,
         })
@@ -46,18 +48,37 @@ impl RememberedSockets {
     /// Whether a UDP socket that was led to nobody would be led there again. A record that is being
     /// replaced meanwhile is another Service's at worst: then the socket's next call is judged anew.
     fn still_silent(&self, value: &ReverseValue) -> Result<bool, BpfError> {
-        let key =
-            FrontendKey { address: value.address, port: value.port, protocol: ip::UDP, pad: 0 };
-        let frontend = self.frontends.get(&key);
-        let frontend =
-            frontend.map_err(BpfError::call(self.frontends.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
-        let silent = frontend.and_then(|frontend| {
+        let silent = self.frontend(value.address, value.port)?.and_then(|frontend| {
             let kind = FrontendKind::from_number(frontend.kind)?;
             let found = Found { service: frontend.service, kind };
             let record = self.records.get(self.services.get(found.service.0)?.record)?;
             Some(policy::still_silent(&record, &found, SourceSet(value.generation)))
         });
         Ok(silent.unwrap_or(false))
+    }
+
+    /// Whether what the application named is another Service port's by now.
+    fn has_moved(&self, value: &ReverseValue, service: ServiceIndex) -> Result<bool, BpfError> {
+        let mut frontend = self.frontend(value.address, value.port)?;
+        if frontend.is_none() && self.has_node_ports(value.address)? {
+            frontend = self.frontend(value.address.wildcard(), value.port)?;
+        }
+        Ok(frontend.is_some_and(|frontend| frontend.service != service))
+    }
+
+    fn frontend(&self, address: Address, port: Be16) -> Result<Option<Frontend>, BpfError> {
+        let frontend =
+            self.frontends.get(&FrontendKey { address, port, protocol: ip::UDP, pad: 0 });
+        frontend.map_err(BpfError::call(self.frontends.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))
+    }
+
+    fn has_node_ports(&self, address: Address) -> Result<bool, BpfError> {
+        let flags = self.addresses.get(&address);
+        let flags =
+            flags.map_err(BpfError::call(self.addresses.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+        // Only the node's own sockets are led from there.
+        let has_them = flags.is_some_and(|flags| flags & AddressFlags::NODE_PORTS != 0);
+        Ok(has_them || address.is_loopback())
     }
 
     fn error(&self, call: &'static str) -> impl FnOnce(io::Error) -> BpfError {
@@ -76,8 +97,12 @@ impl Translations for RememberedSockets {
         if key(cookie, backend).address.is_discard() {
             return self.still_silent(&value).map(|silent| !silent);
         }
-        let generation = self.backends.get(value.backend.0).map(|backend| backend.generation);
-        Ok(generation != Some(value.generation))
+        match self.backends.get(value.backend.0) {
+            Some(backend) if backend.generation == value.generation => {
+                self.has_moved(&value, backend.service)
+            }
+            Some(_) | None => Ok(true),
+        }
     }
 
     fn forget(&self, cookie: u64, backend: SocketAddr) -> Result<(), BpfError> {

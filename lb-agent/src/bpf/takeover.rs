@@ -1,23 +1,20 @@
 //! TAKEOVER, and the flows of another proxy in the flow tables.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use lb_common::abi::{
-    self, Address, AddressFlags, BackendIndex, Flow, FlowFlags, FlowKey, Frontend, FrontendKey,
-    Region, ServiceIndex,
-};
+use lb_common::abi::{self, BackendIndex, Flow, FlowFlags, FlowKey, Region, ServiceIndex};
 use lb_common::bytes::Be16;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::takeover::{foreign, foreign_reply};
 
 use super::error::BpfError;
 use super::expiry::{self, CarriedFlows, now};
+use super::frontends::Frontends;
 use super::hash::Hash;
 use super::maps::{self, PinnedMaps};
 use super::pins::Pins;
-use super::read::read_error;
 use super::sys::Access;
 use super::table::Table;
 use crate::cluster::snapshot::Protocol;
@@ -67,12 +64,7 @@ impl Handover {
     /// The Services, as the maps hold them.
     pub fn services(&self) -> Result<Services, BpfError> {
         let maps = PinnedMaps::open(&self.pins, Access::Read)?;
-        let frontends = maps.frontends().map_err(read_error)?.into_iter().collect();
-        let addresses = maps.addresses().map_err(read_error)?;
-        let with_node_ports =
-            addresses.into_iter().filter(|(_, flags)| flags & AddressFlags::NODE_PORTS != 0);
-        let node = with_node_ports.map(|(address, _)| address).collect();
-        Ok(Services { frontends, node, maps })
+        Ok(Services { frontends: Frontends::read(&maps)?, maps })
     }
 
     /// Marks the flows that other proxies carry and that nothing in their packets tells: datagrams, and
@@ -128,25 +120,14 @@ impl Handover {
 /// Frontends and what is behind them.
 #[derive(Debug)]
 pub struct Services {
-    frontends: BTreeMap<FrontendKey, Frontend>,
-    node: HashSet<Address>,
+    frontends: Frontends,
     maps: PinnedMaps,
 }
 
 impl Services {
     /// The Service that has this address and port.
     pub fn of(&self, protocol: Protocol, frontend: SocketAddr) -> Option<ServiceIndex> {
-        let address = Address::from(frontend.ip());
-        let key = |address| FrontendKey {
-            address,
-            port: Be16::new(frontend.port()),
-            protocol: protocol_number(protocol),
-            pad: 0,
-        };
-        let exact = self.frontends.get(&key(address));
-        let node_port =
-            || self.node.contains(&address).then(|| self.frontends.get(&key(address.wildcard())));
-        exact.or_else(|| node_port().flatten()).map(|frontend| frontend.service)
+        self.frontends.of(protocol_number(protocol), frontend)
     }
 
     fn backend(&self, service: ServiceIndex, to: SocketAddr) -> Option<(BackendIndex, u32)> {

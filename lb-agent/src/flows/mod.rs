@@ -1,6 +1,7 @@
 //! What of the datapath outlives the endpoints that it leads to: connected UDP sockets.
 //!
-//! Packets and unconnected sockets choose another endpoint by themselves when theirs has left. A
+//! Packets and unconnected sockets choose another endpoint by themselves when theirs has left, or the
+//! address has gone to another Service. A
 //! socket that `connect` translated doesn't ask again: its datagrams would go on to an address that is
 //! nobody's, or another pod's. So the agent ends it: its calls fail, and the application connects again.
 //! This holds for a deleted Service too (kube-proxy leaves those alone): there is nothing good at the

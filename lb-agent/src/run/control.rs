@@ -304,8 +304,11 @@ impl<D: Datapath> Control<D> {
     }
 
     fn report(&mut self, report: &ApplyReport) {
-        if report.udp_endpoints_left {
-            self.reports.udp_endpoints_left();
+        if report.udp_endpoints_left || report.udp_frontends_given {
+            self.reports.udp_sockets_are_stale();
+        }
+        if report.udp_frontends_given {
+            self.reports.udp_flows_are_stale();
         }
         self.reports.unfit(&report.unfit);
     }

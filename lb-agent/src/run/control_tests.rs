@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::control::{Control, Inputs};
 use super::datapath::{ApplyReport, Datapath, Unfit};
@@ -50,6 +50,7 @@ struct FakeState {
     slow: Duration,
     unfit: Vec<Unfit>,
     udp_endpoints_left: bool,
+    udp_frontends_given: bool,
     clients: BTreeMap<u64, ClientAddresses>,
 }
 
@@ -66,8 +67,8 @@ impl Fake {
         }
         std::thread::sleep(state.slow);
         state.calls.push(call);
-        let udp_endpoints_left = state.udp_endpoints_left;
-        Ok(ApplyReport { unfit: state.unfit.clone(), udp_endpoints_left })
+        let FakeState { udp_endpoints_left, udp_frontends_given, .. } = *state;
+        Ok(ApplyReport { unfit: state.unfit.clone(), udp_endpoints_left, udp_frontends_given })
     }
 }
 
@@ -115,6 +116,7 @@ struct Bench {
     service_health: Arc<ServiceHealth>,
     notices: mpsc::Receiver<Notice>,
     rings: std::sync::mpsc::Receiver<()>,
+    stale_flows: Arc<Notify>,
     stop: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<Result<Fake, super::control::SourceEnded>>,
 }
@@ -133,8 +135,10 @@ impl Bench {
         let expects_node = Some("node-a".into());
         let told = service_health.clone();
         let (sockets, rings) = Bell::new();
+        let stale_flows = Arc::<Notify>::default();
         let reports = Reports::new(metrics.clone(), health.clone(), told, notify, expects_node)
-            .with_sockets(sockets);
+            .with_sockets(sockets)
+            .with_flows(stale_flows.clone());
         let control = Control::new("node-a", Selection::default(), fake.clone(), reports);
         let inputs = Inputs { changes: changes_in, observed: observed_in, pods: pods_in };
         let task = tokio::spawn(control.run(inputs, async { drop(stopped.await) }));
@@ -148,6 +152,7 @@ impl Bench {
             service_health,
             notices,
             rings,
+            stale_flows,
             stop,
             task,
         }
@@ -444,13 +449,24 @@ async fn the_datapath_hears_of_pods_that_come_and_go_and_works_on_when_nobody_te
 }
 
 #[tokio::test]
-async fn whoever_ends_sockets_hears_of_endpoints_that_left_and_of_no_other_change() {
+async fn endpoints_that_left_are_told_to_whoever_ends_sockets_and_given_frontends_to_all() {
     let bench = Bench::synced(Fake::default()).await;
-    for (endpoint, left) in [(2, false), (3, true), (4, false)] {
-        bench.fake.0.lock().unwrap().udp_endpoints_left = left;
+    for (endpoint, left, given) in [
+        (2, false, false),
+        (3, true, false),
+        (4, false, false),
+        (5, false, true),
+        (6, false, false),
+    ] {
+        {
+            let mut state = bench.fake.0.lock().unwrap();
+            (state.udp_endpoints_left, state.udp_frontends_given) = (left, given);
+        }
         bench.send(vec![Change::Slice(slice(1, endpoint))]).await;
         bench.settle().await;
-        assert_eq!(bench.rings.try_recv().is_ok(), left, "{endpoint}");
+        assert_eq!(bench.rings.try_recv().is_ok(), left || given, "{endpoint}");
+        let told = tokio::time::timeout(Duration::ZERO, bench.stale_flows.notified()).await;
+        assert_eq!(told.is_ok(), given, "{endpoint}");
     }
 }
 

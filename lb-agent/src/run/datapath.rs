@@ -85,7 +85,8 @@ pub trait FlowExpiry: Send + 'static {
     /// What goes wrong as a whole; the next try may succeed.
     type Error: std::error::Error + Send + 'static;
 
-    /// Removes flows that have ended; tells what there is after that.
+    /// Removes flows that have ended, and those of datagrams to a frontend that is another Service
+    /// port's now; tells what there is after that.
     fn expire(&mut self) -> Result<Expiry, Self::Error>;
 }
 
@@ -104,7 +105,7 @@ pub trait Translations: Send + 'static {
     type Error: std::error::Error + 'static;
 
     /// Whether the hooks led the socket with this cookie to `backend`, and that endpoint has left the
-    /// Service since; or led it to nobody, because its packets were to be dropped, and wouldn't any more.
+    /// Service since, or the address that was named has gone to another; or led it to nobody, because its packets were to be dropped, and wouldn't any more.
     /// A socket that was connected to the endpoint itself is none of theirs.
     fn is_stale(&self, cookie: u64, backend: SocketAddr) -> Result<bool, Self::Error>;
 
@@ -133,6 +134,9 @@ pub struct ApplyReport {
     /// Endpoints have left UDP Service ports, or may have, or what was dropped in silence is served:
     /// sockets that are connected to what was there before have to be ended.
     pub udp_endpoints_left: bool,
+    /// UDP frontends are Service ports' that they may not have been before: what was sent to them and
+    /// led elsewhere has to be led anew.
+    pub udp_frontends_given: bool,
 }
 
 /// A Service port that could not be written.

@@ -1,7 +1,9 @@
 //! When to look through the flow tables for flows that ended.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 
@@ -11,12 +13,15 @@ use crate::serve::metrics::Metrics;
 /// Short against the shortest timeout of a flow, a minute.
 const EXPIRY: Duration = Duration::from_secs(20);
 
-/// Removes flows that have ended, every now and then, until the runtime ends.
-pub async fn expire<F: FlowExpiry>(mut flows: F, metrics: Metrics) {
+/// Removes flows that have ended, every now and then and when `stale` says so, until the runtime ends.
+pub async fn expire<F: FlowExpiry>(mut flows: F, stale: Arc<Notify>, metrics: Metrics) {
     let mut interval = tokio::time::interval(EXPIRY);
     let mut has_failed = false;
     loop {
-        interval.tick().await;
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = stale.notified() => {}
+        }
         let pass = spawn_blocking(move || {
             let result = flows.expire();
             (flows, result)

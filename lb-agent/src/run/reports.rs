@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use super::datapath::Unfit;
@@ -33,6 +34,8 @@ pub struct Reports {
     expects_node: Option<String>,
     /// To whoever ends connected sockets; `None` before there is one.
     sockets: Option<Bell>,
+    /// Has the flow tables looked through.
+    flows: Arc<Notify>,
     /// What `/status` says.
     board: Arc<StatusBoard>,
     /// Problems of source objects by object: how many.
@@ -62,6 +65,7 @@ impl Reports {
             started: SystemTime::now(),
             expects_node,
             sockets: None,
+            flows: Arc::default(),
             board: Arc::default(),
             object_problems: BTreeMap::new(),
             disputes: BTreeSet::new(),
@@ -77,6 +81,12 @@ impl Reports {
     #[must_use]
     pub fn with_sockets(self, sockets: Bell) -> Self {
         Self { sockets: Some(sockets), ..self }
+    }
+
+    /// These, and to whoever looks through the flow tables.
+    #[must_use]
+    pub fn with_flows(self, flows: Arc<Notify>) -> Self {
+        Self { flows, ..self }
     }
 
     /// These, and on this board.
@@ -221,11 +231,16 @@ impl Reports {
         }
     }
 
-    /// Endpoints left UDP Service ports.
-    pub fn udp_endpoints_left(&self) {
+    /// Endpoints left UDP Service ports, or addresses went to others.
+    pub fn udp_sockets_are_stale(&self) {
         if let Some(sockets) = &self.sockets {
             sockets.ring();
         }
+    }
+
+    /// Addresses went to other UDP Service ports.
+    pub fn udp_flows_are_stale(&self) {
+        self.flows.notify_one();
     }
 
     /// These Service ports, and no others, are not in the datapath.

@@ -63,6 +63,7 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
         unfit: BTreeMap::new(),
         skipped: BTreeMap::new(),
         udp_left: false,
+        udp_frontends: false,
         entries,
         store,
     })

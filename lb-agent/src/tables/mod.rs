@@ -57,6 +57,8 @@ pub struct Tables<S> {
     /// Backends of UDP Service ports were retired since this was last asked, or what was dropped in
     /// silence isn't any more.
     udp_left: bool,
+    /// UDP frontends were given to Service ports since this was last asked.
+    udp_frontends: bool,
 }
 
 /// A Service port that is not, or not as planned, in the maps.
@@ -148,6 +150,7 @@ impl<S: Store> Tables<S> {
         }
         for (address, holder) in &delta.frontends {
             if let Some((key, kind)) = holder {
+                self.udp_frontends |= address.protocol == Protocol::Udp;
                 self.write_frontend(address, key, *kind)?;
                 self.addresses.set_service(&mut self.store, address, Some(*kind))?;
             }
@@ -229,6 +232,12 @@ impl<S: Store> Tables<S> {
     /// Whether endpoints have left UDP Service ports since the last call, or silence has.
     pub fn take_udp_left(&mut self) -> bool {
         std::mem::take(&mut self.udp_left)
+    }
+
+    /// Whether UDP frontends were given to Service ports since the last call: each may have been
+    /// another's before.
+    pub fn take_udp_frontends(&mut self) -> bool {
+        std::mem::take(&mut self.udp_frontends)
     }
 
     /// Elements in use and in all, for each table.

@@ -558,6 +558,25 @@ fn endpoints_that_leave_udp_ports_are_told_once_and_those_of_tcp_ports_are_not()
 }
 
 #[test]
+fn frontends_given_to_udp_ports_are_told_once() {
+    let mut tables = applied(FakeStore::new(16, 16, 64), &Desired::default());
+    let frontend =
+        |protocol| FrontendAddress { address: [10, 96, 0, 1].into(), port: 80, protocol };
+    for (case, protocol, holder, given) in [
+        ("for TCP", Protocol::Tcp, Some("s1"), false),
+        ("for UDP", Protocol::Udp, Some("s1"), true),
+        ("to another", Protocol::Udp, Some("s2"), true),
+        ("taken away", Protocol::Udp, None, false),
+    ] {
+        let holder = holder.map(|name| (key(name), FrontendKind::ClusterIp));
+        let frontends = [(frontend(protocol), holder)].into();
+        tables.apply(&Delta { frontends, ..Delta::default() }).unwrap();
+        let told = (tables.take_udp_frontends(), tables.take_udp_frontends());
+        assert_eq!(told, (given, false), "{case}");
+    }
+}
+
+#[test]
 fn udp_ports_whose_silence_changes_are_told_and_tcp_ports_are_not() {
     let tcp = key("silent");
     let udp = ServicePortKey { protocol: Protocol::Udp, ..tcp.clone() };

@@ -110,6 +110,7 @@ impl Tuple {
         nested(kind, &[nested(1, &addresses), nested(2, &transport)])
     }
 
+    /// An order about the entry with this tuple of this kind.
     fn order(self, kind: u16, attributes: Vec<u8>) -> Order {
         let family = if self.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         Order { kind, family: family as u8, attributes }
@@ -134,27 +135,50 @@ impl Held {
             None => self.netfilter.insert(Netfilter::open()?),
         };
         let gone: Vec<_> = self.flows.extract_if(|flow, _| !flows.contains(flow)).collect();
-        let forget = |(flow, _): &(Tuple, Instant)| flow.order(DELETE, flow.emit(TUPLE_ORIGINAL));
-        for outcome in netfilter.each(0, &gone.iter().map(forget).collect::<Vec<_>>())? {
-            match outcome {
-                Err(Errno::ENOENT) | Ok(()) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
+        forget(netfilter, TUPLE_ORIGINAL, gone.into_iter().map(|(flow, _)| flow))?;
         let is_fresh =
             |flow: &Tuple| self.flows.get(flow).is_some_and(|since| since.elapsed() < HELD / 2);
         let new: Vec<_> = flows.iter().copied().filter(|flow| !is_fresh(flow)).collect();
-        let orders: Vec<_> = new.iter().map(|flow| flow.order(NEW, held(*flow))).collect();
-        for (flow, outcome) in new.iter().zip(netfilter.each(NLM_F_CREATE, &orders)?) {
-            match outcome {
-                Ok(()) => _ = self.flows.insert(*flow, Instant::now()),
-                // Without conntrack nothing is masqueraded.
-                Err(errno) if is_absent(errno) => break,
-                Err(errno) => return Err(errno),
-            }
-        }
+        let taken = hold(netfilter, &new)?;
+        // By a connection that has ended: the kernel would give its port to the next one.
+        forget(netfilter, TUPLE_REPLY, taken.iter().map(|flow| flow.inverse()))?;
+        hold(netfilter, &taken)?;
+        let now = Instant::now();
+        self.flows.extend(new.into_iter().map(|flow| (flow, now)));
         Ok(())
     }
+}
+
+/// Makes flows known; those whose answers are another flow's.
+fn hold(netfilter: &mut Netfilter, flows: &[Tuple]) -> Result<Vec<Tuple>, Errno> {
+    let orders: Vec<_> = flows.iter().map(|flow| flow.order(NEW, held(*flow))).collect();
+    let mut taken = Vec::new();
+    for (flow, outcome) in flows.iter().zip(netfilter.each(NLM_F_CREATE, &orders)?) {
+        match outcome {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => taken.push(*flow),
+            // Without conntrack nothing is masqueraded.
+            Err(errno) if is_absent(errno) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(taken)
+}
+
+/// Removes the entries whose tuples of a kind are these; gone already is fine.
+fn forget(
+    netfilter: &mut Netfilter,
+    kind: u16,
+    tuples: impl Iterator<Item = Tuple>,
+) -> Result<(), Errno> {
+    let orders: Vec<_> = tuples.map(|tuple| tuple.order(DELETE, tuple.emit(kind))).collect();
+    for outcome in netfilter.each(0, &orders)? {
+        match outcome {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// The entry of a flow that conntrack has to know.

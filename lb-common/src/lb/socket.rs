@@ -142,7 +142,10 @@ pub fn sendmsg<E: SocketEnv>(env: &mut E, destination: &Destination) -> SocketVe
         .peer(&key)
         .filter(|peer| now.wrapping_sub(peer.last_seen) < PEER_TIMEOUT_TICKS)
         .and_then(|peer| Some((peer.backend, *env.backend(peer.backend)?, peer.generation)))
-        .filter(|(_, backend, generation)| backend.generation == *generation);
+        .filter(|(_, backend, generation)| {
+            // The address may be another Service's by now.
+            backend.generation == *generation && backend.service == service
+        });
     let (index, backend) = match known {
         Some((index, backend, _)) => (index, backend),
         None => {

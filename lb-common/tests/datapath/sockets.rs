@@ -1,6 +1,6 @@
 //! What sockets are told, and what they are shown.
 
-use lb_common::abi::{Address, ReverseKey, ReverseValue};
+use lb_common::abi::{Address, FrontendKey, ReverseKey, ReverseValue};
 use lb_common::bytes::Be16;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::DropReason;
@@ -355,6 +355,26 @@ fn an_unconnected_socket_chooses_anew_when_its_endpoint_left_or_after_two_quiet_
         let (address, port) = pair(pod::<F>(Role::LocalPod));
         let socket = node.socket(1, false);
         assert_eq!(socket::reveal(&socket, address, port), Some(pair(frontend)));
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn an_unconnected_socket_follows_an_address_that_another_service_has_now() {
+    fn of<F: Family>() {
+        let mut node = node::<F>();
+        let frontend = at::<F>(Role::ClusterIp, port::LOCAL);
+        let destination = to(frontend, UDP);
+        let first = socket::sendmsg(&mut node.socket(1, false), &destination);
+        assert_eq!(first, translated(pod::<F>(Role::LocalPod)));
+        // The old endpoint is still there, and its Service's.
+        let (address, port) = pair(frontend);
+        let key = FrontendKey { address, port, protocol: UDP, pad: 0 };
+        let other = scene::service::<F>(&node.world, port::REMOTE, UDP);
+        node.world.frontends.get_mut(&key).unwrap().service = other;
+        let fresh = translated(pod::<F>(Role::RemotePod));
+        assert_eq!(socket::sendmsg(&mut node.socket(1, false), &destination), fresh);
     }
     of::<V4>();
     of::<V6>();

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lb_lab::{Family, Options, Request, Serve, Transport};
+use lb_lab::{Family, LOAD_BALANCER, Options, Request, Serve, Transport};
 use lb_tests::cluster::confined::confined;
 
-use crate::manifest::{POD_PORT, PORT, Service};
+use crate::manifest::{Kind, POD_PORT, PORT, Service};
 use crate::stage::{Pods, Stage, each, eventually, for_both};
 
 /// Pods of both nodes, and both nodes themselves.
@@ -19,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 for_both! {
     connected_udp_sockets_leave_an_endpoint_that_left_and_nobody_else_is_disturbed,
     connected_udp_sockets_leave_a_target_port_that_changed,
+    datagrams_follow_an_address_that_another_service_has_now_and_connections_stay,
     an_endpoint_that_is_terminating_and_serves_on_keeps_its_sockets_until_it_goes,
     sockets_whose_endpoint_left_while_no_agent_ran_leave_it_with_the_next_one,
 }
@@ -167,6 +168,47 @@ fn connected_udp_sockets_leave_a_target_port_that_changed(pods: Pods) {
     are_ended(&stage, &stale, || stage.publish(std::slice::from_ref(&new)));
     stale.iter().for_each(|open| open.reaches(&stage, "new port"));
     connections.iter().for_each(|open| open.is_undisturbed(&stage));
+}
+
+fn datagrams_follow_an_address_that_another_service_has_now_and_connections_stay(pods: Pods) {
+    // Both keep their endpoints; the addresses beside the ClusterIPs and NodePorts move.
+    let (first, second) = (Service::new(1, &["pod-b1"]), Service::node_port(2, &["pod-a2"]));
+    let stage = Stage::serving(pods, &Options::default(), &[first.clone(), second.clone()]);
+    let moving = |family| SocketAddr::new(LOAD_BALANCER.of(family), PORT);
+    let stale = open_udp(&stage, pods, "the address moves", moving);
+    let mut undisturbed = open_udp(&stage, pods, "its Service keeps it", to_service(&first));
+    // From outside and without connect: no hook, or a hook for each datagram.
+    let mut each_by_itself = Vec::new();
+    for family in Family::BOTH {
+        let to = moving(family);
+        let udp = Request::udp(to.ip(), to.port());
+        for from in CLIENTS.into_iter().chain(["client"]) {
+            let ask = udp.clone().keep(format!("{family} unconnected"));
+            each_by_itself.push(Open::new(&stage, pods, from, ask));
+            let tcp = Request::tcp(to.ip(), to.port()).keep(format!("{family} TCP"));
+            undisturbed.push(Open::new(&stage, pods, from, tcp));
+        }
+        let connected = udp.connected().keep(format!("{family} connected"));
+        let outside = Open { by_packet: true, ..Open::new(&stage, pods, "client", connected) };
+        each_by_itself.push(outside);
+    }
+    let opened = stale.iter().chain(&undisturbed).chain(&each_by_itself);
+    opened.for_each(|open| assert_eq!(open.server, "pod-b1", "{} {}", open.from, open.name()));
+
+    are_ended(&stage, &stale, || {
+        let first = Service { kind: Kind::NodePort, ..first.clone() };
+        let second = Service { kind: Kind::Everything, ..second.clone() };
+        stage.publish(&[first, second]);
+    });
+    stale.iter().for_each(|open| open.reaches(&stage, "pod-a2"));
+    for open in &each_by_itself {
+        eventually("its flow has been forgotten", || {
+            let answer = stage.answer(open.from, &open.ask);
+            assert_eq!(answer.local, open.local, "{} {}", open.from, open.name());
+            answer.server == "pod-a2"
+        });
+    }
+    undisturbed.iter().for_each(|open| open.is_undisturbed(&stage));
 }
 
 fn an_endpoint_that_is_terminating_and_serves_on_keeps_its_sockets_until_it_goes(pods: Pods) {

@@ -84,6 +84,10 @@ fn causes(output: &str) -> BTreeMap<String, Vec<String>> {
             && !line.starts_with("note: run with `RUST_BACKTRACE")
         {
             let lines = causes.entry(name.to_owned()).or_default();
+            // What comes before it are logs.
+            if line.starts_with("the cause: ") {
+                lines.clear();
+            }
             lines.push(line.chars().take(CAUSE_WIDTH).collect());
             if lines.len() > CAUSE_LINES {
                 lines.remove(0);

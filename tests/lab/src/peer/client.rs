@@ -19,6 +19,9 @@ use super::protocol::{Answer, Failure, Fragments, Outcome, Request, Transport};
 use super::server::{Greeting, Header, LARGEST_DATAGRAM, LARGEST_PAYLOAD, pattern};
 use crate::sys;
 
+/// After so long without an answer a SYN is sent again (TCP_TIMEOUT_INIT in include/net/tcp.h).
+const FIRST_RETRANSMISSION: Duration = Duration::from_secs(1);
+
 /// An open socket to a server.
 pub(super) enum Socket {
     Tcp(BufReader<TcpStream>),
@@ -64,7 +67,10 @@ pub(super) fn ask(request: &Request, slot: &mut Option<Socket>) -> Outcome {
     let outcome = match slot.take() {
         Some(socket) => Ok((socket, 0)),
         None => Socket::open(request).and_then(|socket| {
-            let syns_lost = socket.retransmissions()?;
+            // Sooner the kernel sends one again only to a server that remembers the port's last
+            // connection, and has said so (tcp_rcv_synsent_state_process in net/ipv4/tcp_input.c).
+            let is_late = start.elapsed() >= FIRST_RETRANSMISSION;
+            let syns_lost = if is_late { socket.retransmissions()? } else { 0 };
             Ok((socket, syns_lost))
         }),
     }
