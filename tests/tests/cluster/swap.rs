@@ -10,7 +10,7 @@ use lb_tests::cluster::reach::eventually;
 use lb_tests::cluster::requests::{inside, outside, reach_all};
 use lb_tests::cluster::test_cluster::NODES;
 use lb_tests::cluster::{TestCluster, TestNamespace, together};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Each is the only endpoint in turn: local to one node, remote from the other.
 const COLOURS: [&str; 2] = ["pod-a1", "pod-b1"];
@@ -66,17 +66,36 @@ fn serve(cluster: &TestCluster, host: &str) -> Result<Vec<u64>> {
     Transport::BOTH.into_iter().map(|transport| peer.serve(transport, any, TARGET)).collect()
 }
 
-/// Waits until every node's tables know `host` and nobody else.
-fn wait_for_tables(cluster: &TestCluster, namespace: &TestNamespace, host: &str) -> Result<()> {
+/// How a node's tables know an endpoint.
+#[derive(Clone, Copy, Debug)]
+enum Known {
+    /// New flows go there.
+    Active,
+    /// Flows may still be there.
+    AtAll,
+}
+
+/// Waits until every node's tables know `host` like this, and nobody else.
+fn wait_for_tables(
+    cluster: &TestCluster,
+    namespace: &TestNamespace,
+    host: &str,
+    known: Known,
+) -> Result<()> {
     let wanted: BTreeSet<String> =
         cluster.lab().host(host)?.address.both().map(|address| address.to_string()).into();
     for node in NODES {
-        eventually(&format!("the tables of {node} know {host} alone"), || {
+        eventually(&format!("the tables of {node} know {host} alone ({known:?})"), || {
             let rows = cluster.services_in_maps(node)?;
             let rows = rows.as_array().context("`lb-agent services -o json` printed no array")?;
             let ours = rows.iter().filter(|row| row["namespace"] == json!(namespace.name()));
             let backends = ours.filter_map(|row| row["backends"].as_array()).flatten();
+            let meant = |backend: &&Value| match known {
+                Known::Active => backend["active"] == json!(true),
+                Known::AtAll => true,
+            };
             let held: BTreeSet<String> = backends
+                .filter(meant)
                 .filter_map(|backend| Some(backend["address"].as_str()?.to_owned()))
                 .collect();
             ensure!(held == wanted, "{held:?}");
@@ -111,17 +130,18 @@ fn the_only_endpoint_is_swapped_again_and_again_and_not_one_request_fails() -> R
             let (old, new) = (COLOURS[swap % 2], COLOURS[(swap + 1) % 2]);
             let new_servers = serve(cluster, new)?;
             namespace.pods(&labels, &[new])?;
-            // As a Deployment does: the old one ends as soon as the new one is ready, and serves
-            // while it does. Nobody waits for the nodes.
+            // As a Deployment does: the old one begins to end as soon as the new one is ready, and
+            // serves while it does.
             namespace.hold(old, true)?;
             namespace.delete("Pod", old)?;
+            wait_for_tables(cluster, &namespace, new, Known::Active)?;
+            // The requests that began before are answered when another is.
             for load in &loads {
                 load.wait_for(cluster, new).with_context(|| format!("swap {swap}"))?;
             }
             namespace.hold(old, false)?;
-            wait_for_tables(cluster, &namespace, new)?;
-            // The requests that began before are answered when another is. Whoever were still led to
-            // the old one would find nobody.
+            wait_for_tables(cluster, &namespace, new, Known::AtAll)?;
+            // Whoever were still led to the old one would find nobody.
             for load in &loads {
                 load.wait_for(cluster, new).with_context(|| format!("swap {swap}, tables"))?;
             }
