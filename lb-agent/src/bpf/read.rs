@@ -239,7 +239,11 @@ impl Reader {
             }
             let Backend { service, generation, .. } = backend;
             let counted = traffic.get(&TrafficKey { service, backend: index, generation });
-            let listed = BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL;
+            let policies = self.maps.record(self.maps.pointer(service).record).flags;
+            let local = policies & (ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL);
+            // The list of endpoints for policy Local is there in any case.
+            let for_local = if local == 0 { 0 } else { BackendFlags::IN_LOCAL };
+            let listed = BackendFlags::IN_CLUSTER | for_local;
             rows.entry(service).or_default().push(BackendRow {
                 address: backend.address.into(),
                 port: backend.port.get(),

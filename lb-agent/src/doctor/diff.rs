@@ -117,7 +117,7 @@ fn rows(desired: &Desired) -> Vec<ServiceRow> {
         &crate::plan::desired::ServicePortKey,
         &std::sync::Arc<crate::plan::desired::ServicePortPlan>,
     )| {
-        let backends = plan.endpoints.chosen().iter().map(|backend| BackendRow {
+        let backends = plan.active().iter().map(|backend| BackendRow {
             address: backend.address.ip(),
             port: backend.address.port(),
             local: backend.placement == Placement::Local,

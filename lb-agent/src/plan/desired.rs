@@ -161,6 +161,17 @@ pub struct ServicePortPlan {
     pub created: i64,
 }
 
+impl ServicePortPlan {
+    /// Endpoints that new flows are sent to under the policies that it has.
+    pub fn active(&self) -> &[Backend] {
+        if self.internal_local || self.external_local {
+            self.endpoints.chosen()
+        } else {
+            self.endpoints.cluster()
+        }
+    }
+}
+
 /// What this node answers to health checks of one Service (`spec.healthCheckNodePort`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
