@@ -240,3 +240,22 @@ fn stage(protocol: Protocol, info: &[u8]) -> Stage {
         Protocol::Udp => Stage::Open,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tuple_is_read_as_it_is_written() {
+        for (source, destination) in
+            [("10.0.0.1:1024", "10.96.0.1:80"), ("[fd00::1]:65535", "[fd00:96::1]:53")]
+        {
+            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+                let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+                let tuple = Tuple { protocol, source, destination };
+                let written = tuple.emit(TUPLE_REPLY);
+                assert_eq!(Tuple::parse(find(&written, TUPLE_REPLY).unwrap()), Some(tuple));
+            }
+        }
+    }
+}
