@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::netlink::{NLM_F_CREATE, Netfilter, Order, attribute, find, is_absent, nested};
+use super::netlink::{NLM_F_CREATE_EXCL, Netfilter, Order, attribute, find, is_absent, nested};
 use crate::cluster::snapshot::Protocol;
 use crate::tables::encode::protocol_number;
 
@@ -140,7 +140,8 @@ impl Held {
             |flow: &Tuple| self.flows.get(flow).is_some_and(|since| since.elapsed() < HELD / 2);
         let new: Vec<_> = flows.iter().copied().filter(|flow| !is_fresh(flow)).collect();
         let taken = hold(netfilter, &new)?;
-        // By a connection that has ended: the kernel would give its port to the next one.
+        // By an older entry of ours, or a connection that has ended: the kernel would give its port to the
+        // next one.
         forget(netfilter, TUPLE_REPLY, taken.iter().map(|flow| flow.inverse()))?;
         hold(netfilter, &taken)?;
         let now = Instant::now();
@@ -153,7 +154,7 @@ impl Held {
 fn hold(netfilter: &mut Netfilter, flows: &[Tuple]) -> Result<Vec<Tuple>, Errno> {
     let orders: Vec<_> = flows.iter().map(|flow| flow.order(NEW, held(*flow))).collect();
     let mut taken = Vec::new();
-    for (flow, outcome) in flows.iter().zip(netfilter.each(NLM_F_CREATE, &orders)?) {
+    for (flow, outcome) in flows.iter().zip(netfilter.each(NLM_F_CREATE_EXCL, &orders)?) {
         match outcome {
             Ok(()) => {}
             Err(Errno::EEXIST) => taken.push(*flow),

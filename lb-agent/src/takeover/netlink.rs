@@ -17,8 +17,9 @@ const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_DUMP_INTR: u16 = 0x10;
-/// A new object, unless there is one to be changed.
-pub(super) const NLM_F_CREATE: u16 = 0x400;
+/// A new object, and an error if there is one. (Without `NLM_F_EXCL`, conntrack changes whatever has the
+/// same answers: a connection of the other proxy in TIME_WAIT, port and all, is open again.)
+pub(super) const NLM_F_CREATE_EXCL: u16 = 0x400 | 0x200;
 /// An attribute that holds attributes.
 const NLA_F_NESTED: u16 = 1 << 15;
 const BATCH_BEGIN: u16 = 16;

@@ -8,9 +8,9 @@
 use super::socket::SocketEnv;
 use crate::abi::{Address, BackendIndex, Flow, FlowFlags, FlowKey, ServiceIndex, TakeoverFlags};
 use crate::bytes::Be16;
-use crate::env::{Env, Tables};
+use crate::env::{Env, RENEWAL_TICKS, Tables};
 use crate::family::Family;
-use crate::packet::{Packet, ReadHeader};
+use crate::packet::{Packet, ReadHeader, Work};
 
 use super::frontend::Destination;
 
@@ -65,6 +65,36 @@ pub const fn foreign<F: Family>(tuple: &FlowKey<F>, now: u32) -> Flow<F> {
 pub const fn foreign_reply<F: Family>(tuple: &FlowKey<F>, now: u32) -> Flow<F> {
     let flow = foreign(tuple, now);
     Flow { flags: flow.flags | FlowFlags::REPLY, ..flow }
+}
+
+/// A packet leaves that belongs to no flow of ours. While the other proxy opens flows it may be its
+/// first, with a port that was ours: our flow there ends if it is over, so that the answers are left to
+/// the other proxy. Our own datagrams, which pass here too, have just renewed their flow.
+#[inline(always)]
+pub(super) fn vacate<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) {
+    if !yields(env) {
+        return;
+    }
+    let Work { packet, key, other, .. } = work;
+    *key = packet.tuple.inverse();
+    match env.flow(key) {
+        Some(known) => other.copy_from(known),
+        None => return,
+    }
+    const KIND: u32 = FlowFlags::REPLY | FlowFlags::LOCAL | FlowFlags::FOREIGN;
+    if other.flags & KIND != FlowFlags::REPLY {
+        return;
+    }
+    let is_over = if packet.is_connection() {
+        packet.opens() && other.flags & (FlowFlags::FIN | FlowFlags::RST) != 0
+    } else {
+        env.now().wrapping_sub(other.last_seen) > RENEWAL_TICKS
+    };
+    if is_over {
+        env.delete_flow(key);
+        *key = other.translated.inverse();
+        env.delete_flow(key);
+    }
 }
 
 /// Whether a socket's datagram to a Service, that we have led nowhere yet, is left to the other proxy:

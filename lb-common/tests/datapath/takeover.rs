@@ -3,6 +3,7 @@
 use super::{ACK, FIN, RST, SYN, external, from_client};
 use lb_common::abi::{Address, BackendIndex, ClientAddresses, FlowFlags, FlowKey, TakeoverFlags};
 use lb_common::bytes::Be16;
+use lb_common::env::RENEWAL_TICKS;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::Verdict;
 use lb_common::lb::answer::AnswerFormat;
@@ -257,6 +258,67 @@ fn a_port_that_masquerades_another_proxys_flow_is_not_taken() {
             let chosen = beside.flows[&key::<F>(&sent)].translated.inverse();
             assert_ne!(chosen.destination_port, taken.destination_port);
             assert_ne!(beside.flows[&taken].flags & FlowFlags::FOREIGN, 0);
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+/// The masqueraded packet of another proxy that has the tuple of our flow `sent` to its endpoint.
+fn with_our_port<F: AnswerFormat>(node: &Node<F>, sent: &Segment, transport: Transport) -> Segment {
+    let FlowKey { source, destination, source_port, destination_port, .. } =
+        node.flows[&key::<F>(sent)].translated;
+    let half = |address, port: Be16| SocketAddr::new(F::widen(address).into(), port.get());
+    let (source, destination) = (half(source, source_port), half(destination, destination_port));
+    Segment { source, destination, transport, ..sent.clone() }
+}
+
+#[test]
+fn while_we_yield_an_ended_flows_port_is_left_to_the_other_proxy() {
+    fn of<F: AnswerFormat>() {
+        let to = external::<F>(port::REMOTE);
+        for (yields, ends, vacated) in [
+            (BESIDE | YIELDS, Some(ACK | FIN), true),
+            (BESIDE | YIELDS, Some(RST), true),
+            (BESIDE | YIELDS, None, false),
+            (BESIDE, Some(RST), false),
+        ] {
+            let syn = from_client::<F>(to, Transport::Tcp(SYN));
+            let mut node = node::<F>(0);
+            assert_eq!(node.ingress::<Tc>(&syn.frame()).verdict, Verdict::Forward);
+            let theirs = with_our_port::<F>(&node, &syn, Transport::Tcp(SYN));
+            let answer = theirs.between(theirs.destination, theirs.source, 63);
+            if let Some(flags) = ends {
+                let end = Segment { transport: Transport::Tcp(flags), ..answer.clone() };
+                assert_eq!(node.ingress::<Tc>(&end.frame()).verdict, Verdict::Forward);
+            }
+            node.world.takeover = yields;
+            assert_eq!(node.egress::<Tc>(&theirs.frame()).verdict, Verdict::Pass);
+            let answer = Segment { transport: Transport::Tcp(SYN | ACK), ..answer };
+            let expected = if vacated { Verdict::Pass } else { Verdict::Forward };
+            let verdict = node.ingress::<Tc>(&answer.frame()).verdict;
+            assert_eq!(verdict, expected, "{yields} {ends:?}");
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn while_we_yield_silent_datagrams_leave_their_port_and_others_keep_it() {
+    fn of<F: AnswerFormat>() {
+        let sent = from_client::<F>(external::<F>(port::REMOTE), Transport::Udp);
+        for (silence, vacated) in [(1, false), (RENEWAL_TICKS, false), (RENEWAL_TICKS + 1, true)] {
+            let mut node = node::<F>(0);
+            assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Forward);
+            let theirs = with_our_port::<F>(&node, &sent, Transport::Udp);
+            node.world.takeover = BESIDE | YIELDS;
+            node.world.now.set(node.world.now.get() + silence);
+            assert_eq!(node.egress::<Tc>(&theirs.frame()).verdict, Verdict::Pass);
+            let answer = theirs.between(theirs.destination, theirs.source, 63);
+            let expected = if vacated { Verdict::Pass } else { Verdict::Forward };
+            let verdict = node.ingress::<Tc>(&answer.frame()).verdict;
+            assert_eq!(verdict, expected, "{silence}");
         }
     }
     of::<V4>();
