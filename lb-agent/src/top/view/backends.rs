@@ -6,14 +6,14 @@ use ratatui::style::{Color, Style, Stylize as _};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Paragraph, Wrap};
 
-use super::grid::{self, Cells};
+use super::grid::{self, Cells, Value};
 use crate::args::Column;
 use crate::inspect::rows::BackendRow;
 use crate::inspect::services::{frontends, policy};
 use crate::top::model::{Drill, Model};
 use crate::top::rate::Metric;
 use crate::top::sample::Row as _;
-use crate::top::words::{protocol, short, short_count};
+use crate::top::words::{protocol, short};
 
 const CELLS: [Cells<BackendRow>; 8] = [
     Cells::words("WHERE", 9, 3, |entry| {
@@ -22,22 +22,12 @@ const CELLS: [Cells<BackendRow>; 8] = [
     Cells::words("STATE", 11, 2, |entry| {
         if entry.row.active { "active" } else { "terminating" }.to_owned()
     }),
-    Cells::numbers("CONN/S", 0, Some(Column::Connections), |entry| {
-        short(entry.track.rates()[Metric::Connections])
-    }),
-    Cells::numbers("PKT/S", 4, Some(Column::Packets), |entry| {
-        short(entry.track.rates()[Metric::Packets])
-    }),
-    Cells::numbers("BYTES/S", 1, Some(Column::Bytes), |entry| {
-        short(entry.track.rates()[Metric::Bytes])
-    }),
-    Cells::numbers("CONNS", 5, Some(Column::AllConnections), |entry| {
-        short_count(entry.counts[Metric::Connections])
-    }),
-    Cells::numbers("PACKETS", 7, None, |entry| short_count(entry.counts[Metric::Packets])),
-    Cells::numbers("BYTES", 6, Some(Column::AllBytes), |entry| {
-        short_count(entry.counts[Metric::Bytes])
-    }),
+    Cells::numbers("CONN/S", 0, Some(Column::Connections), Value::Rate(Metric::Connections)),
+    Cells::numbers("PKT/S", 4, Some(Column::Packets), Value::Rate(Metric::Packets)),
+    Cells::numbers("BYTES/S", 1, Some(Column::Bytes), Value::Rate(Metric::Bytes)),
+    Cells::numbers("CONNS", 5, Some(Column::AllConnections), Value::Count(Metric::Connections)),
+    Cells::numbers("PACKETS", 7, None, Value::Count(Metric::Packets)),
+    Cells::numbers("BYTES", 6, Some(Column::AllBytes), Value::Count(Metric::Bytes)),
 ];
 
 /// Draws both.

@@ -13,7 +13,7 @@ use crate::args::Column;
 use crate::top::list::{Entry, List, Order};
 use crate::top::rate::Metric;
 use crate::top::sample;
-use crate::top::words::bars;
+use crate::top::words::{bars, short, short_count};
 
 /// Least width of the bars.
 const BARS: u16 = 12;
@@ -33,8 +33,18 @@ pub struct Cells<R> {
     pub sorts: Option<Column>,
     /// Numbers are at the right.
     pub is_number: bool,
-    /// The text of a row.
-    pub text: fn(&Entry<R>) -> String,
+    /// What of a row it shows.
+    pub value: Value<R>,
+}
+
+/// What a column shows of a row.
+pub enum Value<R> {
+    /// Something of its own.
+    Text(fn(&Entry<R>) -> String),
+    /// A rate, each second.
+    Rate(Metric),
+    /// What was counted in all.
+    Count(Metric),
 }
 
 impl<R> Cells<R> {
@@ -45,7 +55,7 @@ impl<R> Cells<R> {
         rank: u8,
         text: fn(&Entry<R>) -> String,
     ) -> Self {
-        Self { title, width, rank, sorts: None, is_number: false, text }
+        Self { title, width, rank, sorts: None, is_number: false, value: Value::Text(text) }
     }
 
     /// A column of numbers.
@@ -53,9 +63,17 @@ impl<R> Cells<R> {
         title: &'static str,
         rank: u8,
         sorts: Option<Column>,
-        text: fn(&Entry<R>) -> String,
+        value: Value<R>,
     ) -> Self {
-        Self { title, width: 8, rank, sorts, is_number: true, text }
+        Self { title, width: 8, rank, sorts, is_number: true, value }
+    }
+
+    fn text(&self, entry: &Entry<R>) -> String {
+        match self.value {
+            Value::Text(text) => text(entry),
+            Value::Rate(metric) => short(entry.track.rates()[metric]),
+            Value::Count(metric) => short_count(entry.counts[metric]),
+        }
     }
 }
 
@@ -105,7 +123,7 @@ pub fn draw<R: sample::Row>(
     headers.push(Text::from(bars_title(metric)));
     let row = |(index, entry): (usize, &&Entry<R>)| {
         let mut texts = vec![Text::from(entry.row.name())];
-        texts.extend(cells.iter().map(|cell| aligned((cell.text)(entry), cell.is_number)));
+        texts.extend(cells.iter().map(|cell| aligned(cell.text(entry), cell.is_number)));
         let bars = bars(entry.track.history(), metric, usize::from(bars_width));
         texts.push(Text::from(Line::from(bars).fg(colour(metric)).not_reversed()));
         let row = Row::new(texts);

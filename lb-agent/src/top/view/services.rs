@@ -6,40 +6,26 @@ use ratatui::style::{Style, Stylize as _};
 use ratatui::text::Line;
 use ratatui::widgets::Block;
 
-use super::grid::{self, Cells};
+use super::grid::{self, Cells, Value};
 use crate::args::Column;
 use crate::inspect::rows::ServiceRow;
 use crate::top::model::Model;
 use crate::top::rate::Metric;
-use crate::top::words::{self, short, short_count};
+use crate::top::words;
 
 const CELLS: [Cells<ServiceRow>; 12] = [
     Cells::words("PROTO", 5, 3, |entry| words::protocol(&entry.row)),
     Cells::words("TYPE", 12, 7, |entry| words::kind(&entry.row).to_owned()),
     Cells::words("ADDRESS", 21, 6, |entry| words::address(&entry.row)),
-    Cells::numbers("ENDP", 8, None, |entry| entry.row.backends.len().to_string()),
-    Cells::numbers("CONN/S", 0, Some(Column::Connections), |entry| {
-        short(entry.track.rates()[Metric::Connections])
-    }),
-    Cells::numbers("PKT/S", 4, Some(Column::Packets), |entry| {
-        short(entry.track.rates()[Metric::Packets])
-    }),
-    Cells::numbers("BYTES/S", 1, Some(Column::Bytes), |entry| {
-        short(entry.track.rates()[Metric::Bytes])
-    }),
-    Cells::numbers("DROPS/S", 2, Some(Column::Drops), |entry| {
-        short(entry.track.rates()[Metric::Drops])
-    }),
-    Cells::numbers("CONNS", 5, Some(Column::AllConnections), |entry| {
-        short_count(entry.counts[Metric::Connections])
-    }),
-    Cells::numbers("PACKETS", 10, None, |entry| short_count(entry.counts[Metric::Packets])),
-    Cells::numbers("BYTES", 8, Some(Column::AllBytes), |entry| {
-        short_count(entry.counts[Metric::Bytes])
-    }),
-    Cells::numbers("DROPS", 9, Some(Column::AllDrops), |entry| {
-        short_count(entry.counts[Metric::Drops])
-    }),
+    Cells::numbers("ENDP", 8, None, Value::Text(|entry| entry.row.backends.len().to_string())),
+    Cells::numbers("CONN/S", 0, Some(Column::Connections), Value::Rate(Metric::Connections)),
+    Cells::numbers("PKT/S", 4, Some(Column::Packets), Value::Rate(Metric::Packets)),
+    Cells::numbers("BYTES/S", 1, Some(Column::Bytes), Value::Rate(Metric::Bytes)),
+    Cells::numbers("DROPS/S", 2, Some(Column::Drops), Value::Rate(Metric::Drops)),
+    Cells::numbers("CONNS", 5, Some(Column::AllConnections), Value::Count(Metric::Connections)),
+    Cells::numbers("PACKETS", 10, None, Value::Count(Metric::Packets)),
+    Cells::numbers("BYTES", 8, Some(Column::AllBytes), Value::Count(Metric::Bytes)),
+    Cells::numbers("DROPS", 9, Some(Column::AllDrops), Value::Count(Metric::Drops)),
 ];
 
 /// Draws it.
