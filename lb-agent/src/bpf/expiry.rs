@@ -6,10 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use lb_common::abi::{Flow, FlowFlags, FlowKey, map};
-use lb_common::bytes::Be16;
 use lb_common::env::TICK_NANOSECONDS;
 use lb_common::family::{Family, V4, V6};
 
@@ -18,11 +17,11 @@ use super::frontends::Frontends;
 use super::hash::Hash;
 use super::maps::PinnedMaps;
 use super::pins::Pins;
-use super::read::protocol;
 use super::sys::{self, Access};
 use super::traffic::{Departed, SharedTraffic};
 use super::usage::{CountedMaps, MapUsage};
 use crate::serve::metrics::FlowUse;
+use crate::tables::encode::{protocol, socket_address};
 use crate::takeover::conntrack::Tuple;
 
 const TCP: u32 = libc::IPPROTO_TCP.cast_unsigned();
@@ -185,11 +184,10 @@ pub(super) fn carried<F: Family>(
 
 /// A key as conntrack would have it.
 fn tuple<F: Family>(key: &FlowKey<F>) -> Option<Tuple> {
-    let half = |address, port: Be16| SocketAddr::new(F::widen(address).into(), port.get());
     Some(Tuple {
-        protocol: protocol(key.protocol)?,
-        source: half(key.source, key.source_port),
-        destination: half(key.destination, key.destination_port),
+        protocol: protocol(key.protocol as u8)?,
+        source: socket_address::<F>(key.source, key.source_port),
+        destination: socket_address::<F>(key.destination, key.destination_port),
     })
 }
 
@@ -239,7 +237,7 @@ fn has_moved<F: Family>(key: &FlowKey<F>, flow: &Flow<F>, frontends: &Frontends)
     if key.protocol != UDP || flow.flags & OTHERS != 0 {
         return false;
     }
-    let to = SocketAddr::new(F::widen(key.destination).into(), key.destination_port.get());
+    let to = socket_address::<F>(key.destination, key.destination_port);
     frontends.of(key.protocol as u8, to).is_some_and(|service| service != flow.service)
 }
 
@@ -338,7 +336,7 @@ mod tests {
     fn flows_are_counted_by_their_way_and_ports_by_endpoint() {
         let flow = |flags, backend: u8| {
             let mut flow = Flow::<V4> { flags, ..bytemuck::Zeroable::zeroed() };
-            flow.translated.destination_port = Be16::new(backend.into());
+            flow.translated.destination_port = lb_common::bytes::Be16::new(backend.into());
             flow
         };
         let key = FlowKey::<V4> { protocol: TCP, ..bytemuck::Zeroable::zeroed() };

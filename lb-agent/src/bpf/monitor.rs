@@ -27,7 +27,7 @@ use super::sys::{self, Access};
 use super::table::Table;
 use crate::inspect::monitor::EventRow;
 use crate::inspect::table::Common;
-use crate::tables::encode::protocol_number;
+use crate::tables::encode;
 
 /// How long the programs look at a filter that isn't renewed.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -61,7 +61,7 @@ impl Wanted {
             rate: *rate,
             address: address.map_or(Address::UNSPECIFIED_V6, Address::from),
             port: Be16::new(port.unwrap_or_default()),
-            protocol: protocol.map_or(0, protocol_number),
+            protocol: protocol.map_or(0, encode::protocol_number),
             conditions: condition(address.is_some(), Conditions::ADDRESS)
                 | condition(port.is_some(), Conditions::PORT)
                 | condition(protocol.is_some(), Conditions::PROTOCOL)
@@ -293,7 +293,7 @@ fn row(event: &Event, time: SystemTime, service: Option<(&str, &str, &str)>) -> 
     EventRow {
         time,
         reason: DropReason::from_number(event.reason.into()),
-        protocol: read::protocol(event.protocol.into()),
+        protocol: encode::protocol(event.protocol),
         client: address(event.client),
         client_port: port(event.client_port),
         frontend: address(event.frontend),

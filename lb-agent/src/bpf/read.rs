@@ -1,7 +1,6 @@
 //! What the pinned maps hold, for the command line: opened to be read, nothing loaded or changed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -10,7 +9,6 @@ use lb_common::abi::{
     FrontendKind as AbiKind, ServiceFlags, ServiceIndex, ServiceName, ServiceRecord, SourceSet,
     Traffic, TrafficKey, map,
 };
-use lb_common::bytes::Be16;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::DropReason;
 
@@ -28,7 +26,7 @@ use crate::inspect::rows::{
     BackendOfService, BackendRow, FlowPath, FlowRow, FrontendRow, PolicyRow, ServiceRow,
 };
 use crate::plan::desired::FrontendKind;
-use crate::tables::encode;
+use crate::tables::encode::{self, socket_address};
 use crate::tables::layout::run_of;
 use crate::tables::store::{Store, StoreError, Table};
 
@@ -215,7 +213,7 @@ impl Reader {
             namespace: namespace.to_owned(),
             name: service.to_owned(),
             port_name: port_name.to_owned(),
-            protocol: protocol(name.protocol.into())?,
+            protocol: encode::protocol(name.protocol)?,
             family: family(name),
             frontends,
             backends: Vec::new(),
@@ -307,16 +305,6 @@ pub(super) fn family(name: &ServiceName) -> IpFamily {
     if name.family == 4 { IpFamily::V4 } else { IpFamily::V6 }
 }
 
-/// From an IP protocol number.
-pub(super) fn protocol(number: u32) -> Option<Protocol> {
-    match i32::try_from(number).ok()? {
-        libc::IPPROTO_TCP => Some(Protocol::Tcp),
-        libc::IPPROTO_UDP => Some(Protocol::Udp),
-        libc::IPPROTO_SCTP => Some(Protocol::Sctp),
-        _ => None,
-    }
-}
-
 fn count_flows<F: Family>(pins: &Pins, name: &'static str) -> Result<u64, BpfError> {
     let flows: Hash<FlowKey<F>, Flow<F>> = Hash::open(pins, name, Access::Read)?;
     let mut count = 0;
@@ -359,19 +347,17 @@ fn flow_row<F: Family>(
     names: &HashMap<ServiceIndex, String>,
     now: u32,
 ) -> Option<FlowRow> {
-    let endpoint =
-        |address, port: Be16| SocketAddr::new(IpAddr::from(F::widen(address)), port.get());
     let translated = &flow.translated;
-    let source = endpoint(key.source, key.source_port);
-    let translated_source = endpoint(translated.source, translated.source_port);
+    let source = socket_address::<F>(key.source, key.source_port);
+    let translated_source = socket_address::<F>(translated.source, translated.source_port);
     let idle = seconds_between(flow.last_seen, now);
-    let protocol = protocol(key.protocol)?;
+    let protocol = encode::protocol(key.protocol as u8)?;
     let flags = flow.flags | reply.map_or(0, |reply| reply.flags);
     Some(FlowRow {
         protocol,
         source,
-        frontend: endpoint(key.destination, key.destination_port),
-        backend: endpoint(translated.destination, translated.destination_port),
+        frontend: socket_address::<F>(key.destination, key.destination_port),
+        backend: socket_address::<F>(translated.destination, translated.destination_port),
         translated_source: Some(translated_source).filter(|address| *address != source),
         path: if flow.flags & FlowFlags::LOCAL != 0 { FlowPath::Local } else { FlowPath::Remote },
         state: state(protocol, flags).to_owned(),

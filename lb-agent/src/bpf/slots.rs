@@ -11,6 +11,7 @@ use super::pins::Pins;
 use super::read::{self, read_error};
 use super::sys::Access;
 use crate::cluster::snapshot::{IpFamily, Protocol};
+use crate::tables::encode;
 use crate::tables::store::{Store as _, Table};
 
 /// A Service port with slots that are not as its backends say.
@@ -50,7 +51,7 @@ pub fn misled(bpffs: &Path) -> Result<Vec<Misled>, BpfError> {
         if astray > 0 || !unreached.is_empty() {
             found.push(Misled {
                 name: read::text(&name).unwrap_or_default().to_owned(),
-                protocol: read::protocol(name.protocol.into()),
+                protocol: encode::protocol(name.protocol),
                 family: read::family(&name),
                 astray,
                 unreached: unreached.len(),

@@ -18,7 +18,7 @@ use super::pins::Pins;
 use super::sys::Access;
 use super::table::Table;
 use crate::cluster::snapshot::Protocol;
-use crate::tables::encode::protocol_number;
+use crate::tables::encode::{protocol_number, socket_address};
 use crate::tables::store::Store as _;
 use crate::takeover::conntrack::{Stage, Translated};
 
@@ -73,24 +73,11 @@ impl Handover {
     pub fn remember(&self, services: &Services, flows: &[Translated]) -> Result<usize, BpfError> {
         let mut remembered = 0;
         for flow in flows {
-            if flow.answered != flow.client && flow.stage != Stage::Closing {
-                if flow.frontend.is_ipv4() {
-                    take_port(&self.v4, flow)?;
-                } else {
-                    take_port(&self.v6, flow)?;
-                }
-            }
-            let is_told = flow.protocol != Protocol::Udp && flow.stage != Stage::Opening;
-            let Some(service) = services.of(flow.protocol, flow.frontend) else { continue };
-            if is_told {
-                continue;
-            }
-            let backend = services.backend(service, flow.backend);
-            if flow.frontend.is_ipv4() {
-                remembered += usize::from(set(&self.v4, flow, backend)?);
+            remembered += usize::from(if flow.frontend.is_ipv4() {
+                mark(&self.v4, services, flow)?
             } else {
-                remembered += usize::from(set(&self.v6, flow, backend)?);
-            }
+                mark(&self.v6, services, flow)?
+            });
         }
         Ok(remembered)
     }
@@ -152,6 +139,25 @@ fn key<F: Family>(protocol: Protocol, from: SocketAddr, to: SocketAddr) -> FlowK
     }
 }
 
+/// Takes the port of a flow that is masqueraded, and marks the flow if it has to be; whether it had to.
+fn mark<F: Family>(
+    flows: &Hash<FlowKey<F>, Flow<F>>,
+    services: &Services,
+    flow: &Translated,
+) -> Result<bool, BpfError> {
+    if flow.answered != flow.client && flow.stage != Stage::Closing {
+        take_port(flows, flow)?;
+    }
+    if flow.protocol != Protocol::Udp && flow.stage != Stage::Opening {
+        // Its packets tell.
+        return Ok(false);
+    }
+    match services.of(flow.protocol, flow.frontend) {
+        Some(service) => set(flows, flow, services.backend(service, flow.backend)),
+        None => Ok(false),
+    }
+}
+
 /// Keeps our flows off the port that masquerades a flow.
 fn take_port<F: Family>(
     flows: &Hash<FlowKey<F>, Flow<F>>,
@@ -197,9 +203,8 @@ fn forget<F: Family>(
 ) -> Result<(), BpfError> {
     let mut gone = Vec::new();
     let listed = flows.for_each(|key, flow| {
-        let half = |address, port: Be16| SocketAddr::new(F::widen(address).into(), port.get());
-        let from = half(key.source, key.source_port);
-        let to = half(key.destination, key.destination_port);
+        let from = socket_address::<F>(key.source, key.source_port);
+        let to = socket_address::<F>(key.destination, key.destination_port);
         if flow.flags & FlowFlags::FOREIGN != 0 && !known.contains(&(key.protocol as u8, from, to))
         {
             gone.push(*key);

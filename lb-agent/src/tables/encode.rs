@@ -9,6 +9,7 @@ use lb_common::abi::{
     FrontendKind, ServiceFlags, ServiceIndex, ServiceName, ServiceRange, SourceRange, SourceSet,
 };
 use lb_common::bytes::Be16;
+use lb_common::family::Family;
 use lb_common::wire::ip;
 
 use crate::cluster::snapshot::{IpFamily, ObjectName, Protocol};
@@ -32,6 +33,11 @@ pub fn protocol(number: u8) -> Option<Protocol> {
         ip::SCTP => Some(Protocol::Sctp),
         _ => None,
     }
+}
+
+/// Half of a flow's key.
+pub fn socket_address<F: Family>(address: F::Addr, port: Be16) -> SocketAddr {
+    SocketAddr::new(F::widen(address).into(), port.get())
 }
 
 /// Key of FRONTENDS.

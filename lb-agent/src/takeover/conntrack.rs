@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::netlink::{NLM_F_CREATE_EXCL, Netfilter, Order, attribute, find, is_absent, nested};
 use crate::cluster::snapshot::Protocol;
-use crate::tables::encode::protocol_number;
+use crate::tables::encode::{protocol, protocol_number};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW`.
 const NEW: u16 = 1 << 8;
@@ -84,12 +84,7 @@ impl Tuple {
             (None, None) => None,
         };
         let port = |kind| Some(u16::from_be_bytes(*find(transport, kind)?.first_chunk()?));
-        let protocol = match i32::from(*find(transport, 1)?.first()?) {
-            libc::IPPROTO_TCP => Protocol::Tcp,
-            libc::IPPROTO_UDP => Protocol::Udp,
-            libc::IPPROTO_SCTP => Protocol::Sctp,
-            _ => return None,
-        };
+        let protocol = protocol(*find(transport, 1)?.first()?)?;
         let source = SocketAddr::new(address(1, 3)?, port(2)?);
         let destination = SocketAddr::new(address(2, 4)?, port(3)?);
         Some(Self { protocol, source, destination })

@@ -29,6 +29,7 @@ use lb_common::wire::transport::Ports;
 use lb_common::wire::{ethernet, ip};
 
 use crate::node::route::Way;
+use crate::tables::encode::socket_address;
 
 /// FLOWS4 or FLOWS6, to be asked.
 type Known<'a, F> = &'a dyn Fn(&FlowKey<F>) -> Option<Flow<F>>;
@@ -112,8 +113,8 @@ fn decision<F: Family, T>(
         Verdict::Deliver | Verdict::Forward | Verdict::Raise => {
             let FlowKey { source, destination, source_port, destination_port, .. } =
                 work.entry.translated;
-            let end = |address, port: Be16| SocketAddr::new(F::widen(address).into(), port.get());
-            Some((end(source, source_port), end(destination, destination_port)))
+            let from = socket_address::<F>(source, source_port);
+            Some((from, socket_address::<F>(destination, destination_port)))
         }
         Verdict::Pass
         | Verdict::Answer
