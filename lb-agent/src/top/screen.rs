@@ -1,11 +1,13 @@
 //! The terminal: taken, drawn on, listened to, and given back as it was.
 
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Instant;
 
 use anyhow::{Context as _, anyhow, bail};
 use nix::sys::signal::{SigSet, Signal};
 use ratatui::DefaultTerminal;
+use ratatui::crossterm::SynchronizedUpdate as _;
 use ratatui::crossterm::event::{self, Event as TerminalEvent};
 
 use super::keys::{self, Then};
@@ -50,7 +52,7 @@ fn follow(
 ) -> anyhow::Result<()> {
     let mut next = Instant::now() + args.interval;
     loop {
-        terminal.draw(|frame| view::draw(frame, model)).context("draw on the terminal")?;
+        draw(terminal, model).context("draw on the terminal")?;
         match events.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(Event::Terminal(TerminalEvent::Key(key))) => {
                 if keys::press(model, key) == Then::Quit {
@@ -73,6 +75,11 @@ fn follow(
             next = Instant::now() + args.interval;
         }
     }
+}
+
+/// Terminals that know synchronized updates show the picture when it is whole; others skip two sequences.
+fn draw(terminal: &mut DefaultTerminal, model: &Model) -> io::Result<()> {
+    io::stdout().sync_update(|_| terminal.draw(|frame| view::draw(frame, model)).map(drop))?
 }
 
 /// Signals that end it, and the one that would leave a shell with our screen.

@@ -61,8 +61,9 @@ pub fn give_way<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) {
 /// Whether a packet in the forward direction needs a new choice of backend.
 ///
 /// UDP follows its endpoint's generation: the first datagram after the endpoint left goes
-/// elsewhere. Connections are never cut: only a packet that opens one looks, when its port is
-/// used again after the last connection ended or its endpoint left.
+/// elsewhere. Later fragments go where their first one went, or nobody would have the whole.
+/// Connections are never cut: only a packet that opens one looks, when its port is used again
+/// after the last connection ended or its endpoint left.
 #[inline(always)]
 fn outdated<F: Family, T: Tables>(
     tables: &T,
@@ -75,7 +76,7 @@ fn outdated<F: Family, T: Tables>(
     if packet.is_connection() {
         packet.opens() && (flags & (FlowFlags::FIN | FlowFlags::RST) != 0 || stale())
     } else {
-        stale()
+        packet.has_transport && stale()
     }
 }
 

@@ -6,7 +6,7 @@ use lb_common::env::RENEWAL_TICKS;
 use lb_common::family::{V4, V6};
 use lb_common::lb::Verdict;
 use lb_common::lb::answer::AnswerFormat;
-use lb_common::model::frame::{Segment, Transport};
+use lb_common::model::frame::{Fragment, Segment, Transport};
 use lb_common::model::node::{Node, Tc};
 use lb_common::model::scene::{self, Role, port};
 
@@ -97,25 +97,51 @@ fn a_client_whose_forward_entry_was_lost_keeps_its_source_port_and_its_backend()
     of::<V6>();
 }
 
+/// An endpoint of SPREAD leaves: its element rises, and the Service's slots don't name it any more.
+fn leave_spread<F: AnswerFormat>(node: &mut Node<F>, leaving: Address) {
+    let service = scene::service::<F>(&node.world, port::SPREAD, 17);
+    let find = |is_it: &dyn Fn(Address) -> bool| {
+        let backends = &node.world.backends;
+        backends.iter().position(|b| b.service == service && is_it(b.address)).unwrap()
+    };
+    let gone = find(&|address| address == leaving);
+    let other = lb_common::abi::BackendIndex(find(&|address| address != leaving) as u32);
+    node.world.backends[gone].generation += 1;
+    for slot in node.world.slots.iter_mut().filter(|slot| slot.0 as usize == gone) {
+        *slot = other;
+    }
+}
+
+#[test]
+fn a_datagram_that_was_begun_with_an_endpoint_is_ended_with_it() {
+    fn of<F: AnswerFormat>() {
+        let mut node = scene::node::<F>();
+        let whole = from_client::<F>(external::<F>(port::SPREAD), Transport::Udp);
+        let send = |node: &mut Node<F>, id, offset, more| {
+            let fragment = Some(Fragment { id, offset, more });
+            let outcome = node.ingress::<Tc>(&Segment { fragment, ..whole.clone() }.frame());
+            assert_eq!(outcome.verdict, Verdict::Forward);
+            backend_of::<F>(&outcome.bytes)
+        };
+        let before = send(&mut node, 1, 0, true);
+        leave_spread::<F>(&mut node, before);
+        assert_eq!(send(&mut node, 1, 5, true), before);
+        assert_eq!(send(&mut node, 1, 9, false), before);
+        let after = send(&mut node, 2, 0, true);
+        assert_ne!(after, before);
+        assert_eq!(send(&mut node, 2, 5, false), after);
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
 #[test]
 fn udp_goes_elsewhere_with_the_first_datagram_after_its_endpoint_left() {
     fn of<F: AnswerFormat>() {
         let mut node = scene::node::<F>();
         let sent = from_client::<F>(external::<F>(port::SPREAD), Transport::Udp);
         let before = backend_of::<F>(&node.ingress::<Tc>(&sent.frame()).bytes);
-        // The endpoint leaves: its element rises, and the Service's slots don't name it any more.
-        let gone = node.world.backends.iter().position(|b| {
-            b.address == before && b.service == scene::service::<F>(&node.world, port::SPREAD, 17)
-        });
-        let gone = gone.unwrap();
-        node.world.backends[gone].generation += 1;
-        let other = node.world.backends.iter().position(|b| {
-            b.address != before && b.service == scene::service::<F>(&node.world, port::SPREAD, 17)
-        });
-        let other = lb_common::abi::BackendIndex(other.unwrap() as u32);
-        for slot in node.world.slots.iter_mut().filter(|slot| slot.0 as usize == gone) {
-            *slot = other;
-        }
+        leave_spread::<F>(&mut node, before);
         let after = node.ingress::<Tc>(&sent.frame());
         assert_eq!(after.verdict, Verdict::Forward);
         assert_ne!(backend_of::<F>(&after.bytes), before);

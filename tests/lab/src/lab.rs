@@ -1,6 +1,7 @@
 //! A lab that is up: makes it, gets commands into its hosts, takes it down.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,6 +11,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 
 use crate::command::{output, run_with_input};
+use crate::losses;
 use crate::peer::Peer;
 use crate::registry::{self, Entry};
 use crate::sys;
@@ -180,6 +182,19 @@ impl Lab {
     /// Writes `/proc/sys/net/<path>` of the host called `name`.
     pub fn sysctl(&self, name: &str, path: &str, value: &str) -> Result<()> {
         sys::inside(&self.namespace(name)?, || write_sysctl(path, value))
+    }
+
+    /// What each host's kernel counts as lost: datagrams, fragments, packets that found no room. For a test
+    /// that has failed.
+    pub fn losses(&self) -> Result<String> {
+        let mut text = String::new();
+        for host in &self.topology().hosts {
+            let counted = sys::inside(&self.namespace(&host.name)?, || Ok(losses::counted()))?;
+            for (counter, count) in counted {
+                writeln!(text, "{}: {counter} {count}", host.name)?;
+            }
+        }
+        Ok(text)
     }
 
     /// Switches transmit checksum offload of one device (see [`Options::checksum_offload`]).

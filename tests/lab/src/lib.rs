@@ -24,6 +24,7 @@ mod agent;
 mod binary;
 mod command;
 mod lab;
+mod losses;
 pub mod peer;
 mod registry;
 mod sys;

@@ -1,4 +1,5 @@
-//! A program on a terminal that nobody sees: keys go in, what would be on the screen comes out.
+//! A program on a terminal that nobody sees: keys go in, what would be on the screen comes out, and
+//! synchronized updates, as ever more terminals know them, as a whole.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -120,17 +121,31 @@ impl Drop for Terminal {
 /// Until the last who could write has gone, which the kernel tells as EIO.
 fn show(mut output: File, screen: &Mutex<vt100::Parser>) {
     let mut bytes = [0; 4096];
+    let mut written = Vec::new();
     loop {
         match output.read(&mut bytes) {
             Ok(0) => return,
             Ok(count) => {
-                let mut parser = screen.lock().unwrap_or_else(PoisonError::into_inner);
-                parser.process(bytes.get(..count).unwrap_or_default());
+                written.extend_from_slice(bytes.get(..count).unwrap_or_default());
+                let whole: Vec<u8> = written.drain(..whole(&written)).collect();
+                screen.lock().unwrap_or_else(PoisonError::into_inner).process(&whole);
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return,
         }
     }
+}
+
+/// How much may be shown: all but a synchronized update that goes on, or that this may be the begin of.
+fn whole(written: &[u8]) -> usize {
+    const BEGIN: &[u8] = b"\x1b[?2026h";
+    const END: &[u8] = b"\x1b[?2026l";
+    let last = |mark: &[u8]| written.windows(mark.len()).rposition(|window| window == mark);
+    if let Some(begin) = last(BEGIN).filter(|begin| last(END).is_none_or(|end| end < *begin)) {
+        return begin;
+    }
+    let parts = (1..BEGIN.len()).rev().filter_map(|length| BEGIN.get(..length));
+    written.len() - parts.into_iter().find(|part| written.ends_with(part)).map_or(0, <[u8]>::len)
 }
 
 #[cfg(test)]
@@ -153,6 +168,20 @@ mod tests {
         assert!(missing.to_string().contains("got hello"), "{missing}");
         terminal.signal(Signal::SIGTERM).unwrap();
         assert!(!terminal.wait(PATIENCE).unwrap().success());
+    }
+
+    #[test]
+    fn a_synchronized_update_is_shown_as_a_whole() {
+        for (written, shown) in [
+            ("all", "all"),
+            ("one \x1b[?2026htwo", "one "),
+            ("one \x1b[?2026htwo\x1b[?2026l three", "one \x1b[?2026htwo\x1b[?2026l three"),
+            ("\x1b[?2026ha\x1b[?2026lb\x1b[?2026hc", "\x1b[?2026ha\x1b[?2026lb"),
+            ("one \x1b[?20", "one "),
+            ("one \x1b[?25h", "one \x1b[?25h"),
+        ] {
+            assert_eq!(whole(written.as_bytes()), shown.len(), "{written:?}");
+        }
     }
 
     #[test]

@@ -63,8 +63,17 @@ struct Running {
 
 impl Running {
     /// Nothing of it was lost, and a held connection has had one server.
-    fn check(&self, report: &LoadReport, held: bool, when: &str) -> Result<()> {
+    fn check(
+        &self,
+        cluster: &TestCluster,
+        report: &LoadReport,
+        held: bool,
+        when: &str,
+    ) -> Result<()> {
         let name = format!("{when}: {} → {:?}", self.from, self.request);
+        if report.lost() > 0 {
+            println!("what the kernel lost:\n{}", cluster.lab().losses()?);
+        }
         ensure!(report.lost() == 0 && report.ok > 0, "{name}: {report:?}");
         let has_moved = held && !self.may_move && report.servers.len() != 1;
         ensure!(!has_moved, "{name} has met another server: {report:?}");
@@ -101,7 +110,7 @@ impl Loads {
     fn check(&self, cluster: &TestCluster, when: &str) -> Result<()> {
         for load in &self.running {
             let report = cluster.lab().peer(load.from)?.read_load(load.number)?;
-            load.check(&report, self.held, when)?;
+            load.check(cluster, &report, self.held, when)?;
         }
         Ok(())
     }
@@ -109,7 +118,7 @@ impl Loads {
     fn stop(self, cluster: &TestCluster, when: &str) -> Result<()> {
         for load in &self.running {
             let report = cluster.lab().peer(load.from)?.stop_load(load.number)?;
-            load.check(&report, self.held, when)?;
+            load.check(cluster, &report, self.held, when)?;
         }
         Ok(())
     }

@@ -138,6 +138,7 @@ pub fn stop_loads(stage: &Stage, loads: Vec<(&'static str, String, u64)>) {
             let status = stage.agent_output(&node, &["status"]);
             println!("{node}: {}", String::from_utf8_lossy(&status.stdout));
         }
+        println!("what the kernel lost:\n{}", stage.lab().losses().unwrap());
         panic!("requests were lost:\n{}", lost.join("\n"));
     }
 }
