@@ -5,7 +5,6 @@
 //! answers). They are judged, and removed, together.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::net::IpAddr;
 
 use lb_common::abi::{Flow, FlowFlags, FlowKey, map};
@@ -165,7 +164,7 @@ pub(super) fn carried<F: Family>(
             _ => has_ended && idle > LAST_SECONDS,
         };
         if is_over {
-            over.extend([*key, flow.translated.inverse()]);
+            over.push((*key, *flow, other));
             return;
         }
         let is_answered = flow.flags & FlowFlags::ANSWERED != 0;
@@ -176,10 +175,43 @@ pub(super) fn carried<F: Family>(
         }
     });
     listed.map_err(error("bpf(BPF_MAP_LOOKUP_BATCH)"))?;
-    for key in over {
-        flows.remove(&key).map_err(error("bpf(BPF_MAP_DELETE_ELEM)"))?;
+    for (key, flow, other) in over {
+        remove_silent(flows, &key, &flow, other.as_ref())?;
     }
     Ok(())
+}
+
+/// Removes the entries of a flow that were read as these, unless a packet has come since: its answer
+/// would find nobody. How many were removed.
+fn remove_silent<F: Family>(
+    flows: &Hash<FlowKey<F>, Flow<F>>,
+    key: &FlowKey<F>,
+    flow: &Flow<F>,
+    other: Option<&Flow<F>>,
+) -> Result<u64, BpfError> {
+    for (key, read) in [(*key, Some(flow)), (flow.translated.inverse(), other)] {
+        let now =
+            flows.get(&key).map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+        if now.is_some_and(|now| read.is_none_or(|read| now.last_seen != read.last_seen)) {
+            return Ok(0);
+        }
+    }
+    remove(flows, key, flow)
+}
+
+/// Removes both entries of a flow; how many were there.
+fn remove<F: Family>(
+    flows: &Hash<FlowKey<F>, Flow<F>>,
+    key: &FlowKey<F>,
+    flow: &Flow<F>,
+) -> Result<u64, BpfError> {
+    let mut removed = 0;
+    for key in [*key, flow.translated.inverse()] {
+        let was_there = flows.remove(&key);
+        removed +=
+            u64::from(was_there.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_DELETE_ELEM)"))?);
+    }
+    Ok(removed)
 }
 
 /// A key as conntrack would have it.
@@ -198,13 +230,13 @@ fn expire<F: Family>(
 ) -> Result<Expired, BpfError> {
     let error = |call| BpfError::call(flows.name(), call);
     let mut expired = Expired { capacity: flows.capacity().into(), ..Expired::default() };
-    let (mut candidates, mut gone) = (Vec::new(), Vec::new());
+    let (mut candidates, mut moved) = (Vec::new(), Vec::new());
     let mut uses = Uses::default();
     flows
         .for_each(|key, flow| {
             expired.entries += 1;
             if has_moved(key, flow, frontends) {
-                gone.push((*key, *flow));
+                moved.push((*key, *flow));
             } else if seconds_between(flow.last_seen, now) > timeout(key.protocol, flow.flags) {
                 candidates.push((*key, *flow));
             } else {
@@ -217,14 +249,11 @@ fn expire<F: Family>(
         let other = flows.get(&flow.translated.inverse());
         let other = other.map_err(error("bpf(BPF_MAP_LOOKUP_ELEM)"))?;
         if is_dead(key.protocol, &flow, other.as_ref(), now) {
-            gone.push((key, flow));
+            expired.removed += remove_silent(flows, &key, &flow, other.as_ref())?;
         }
     }
-    for (key, flow) in gone {
-        let remove = |key| -> io::Result<u64> { flows.remove(key).map(u64::from) };
-        for key in [&key, &flow.translated.inverse()] {
-            expired.removed += remove(key).map_err(error("bpf(BPF_MAP_DELETE_ELEM)"))?;
-        }
+    for (key, flow) in moved {
+        expired.removed += remove(flows, &key, &flow)?;
     }
     Ok(expired)
 }
