@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use lb_lab::{Family, Load, LoadReport, Request, Transport};
@@ -227,6 +227,11 @@ fn expect_advice(cluster: &TestCluster, severity: &str, words: &str) -> Result<(
     Ok(())
 }
 
+/// When a failure's request began is told by the clock.
+fn say(phase: &str) {
+    println!("{} {phase}", humantime::format_rfc3339_micros(SystemTime::now()));
+}
+
 fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
     for node in NODES {
         cluster.kill_agent(node);
@@ -251,6 +256,7 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
     reach_all(cluster, &all, &PODS)?;
 
     // There.
+    say("there");
     expect_advice(cluster, "warning", "they are needed until lb-agent serves this node")?;
     let old = Loads::start(cluster, &all, true)?;
     let short = Loads::start(cluster, &all, false)?;
@@ -270,6 +276,7 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
     new_outside.check(cluster, "beside")?;
 
     // kube-proxy goes, and then its rules.
+    say("kube-proxy goes");
     proxy.stop()?;
     for node in NODES {
         if needs_rules {
@@ -296,8 +303,10 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
     new_outside.check(cluster, "without kube-proxy")?;
 
     // And back.
+    say("kube-proxy comes back");
     proxy.start(cluster)?;
     for node in NODES {
+        say("an agent goes");
         cluster.stop_agent(node)?;
         refused(cluster, node, &["--wait", "0s"], "still go through lb-agent")?;
     }
@@ -307,6 +316,7 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
     for load in &mut new_inside.running {
         load.may_move = load.request.transport == Transport::Udp && !load.request.connected;
     }
+    say("flows of ours are waited for");
     std::thread::scope(|scope| {
         let cluster = &*cluster;
         let cleanups =
@@ -316,6 +326,7 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
             Err(panic) => std::panic::resume_unwind(panic),
         })
     })?;
+    say("no datapath is left");
     sleep(MOMENT);
     old.stop(cluster, "back, old")?;
     short.stop(cluster, "back, short")?;
