@@ -9,10 +9,11 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use lb_common::abi::{
-    Address, ClientAddresses, ConfigFlags, Event, EventHook, FlowFlags, FlowKey, PeerKey,
+    Address, BackendIndex, ClientAddresses, ConfigFlags, Event, EventHook, FlowKey, PeerKey,
     PeerValue, ReverseKey, ReverseValue,
 };
 use lb_common::bytes::Be16;
+use lb_common::env::Tables as _;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::frontend::Destination;
 use lb_common::lb::socket::{self, SocketEnv, SocketVerdict};
@@ -341,10 +342,11 @@ fn set_user_port(context: *mut bpf_sock_addr, port: Be16) {
 }
 
 #[inline(always)]
-fn is_foreign<F: FamilyMaps>(key: &FlowKey<F>) -> bool {
-    // SAFETY: copied at once.
-    let flow = unsafe { F::flows().get(key) };
-    flow.is_some_and(|flow| flow.flags & FlowFlags::FOREIGN != 0)
+fn foreign_flow<F: FamilyMaps>(key: &FlowKey<F>, now: u32) -> Option<(BackendIndex, u32)> {
+    let flow = F::flows().get_ptr_mut(key)?;
+    // SAFETY: the kernel keeps the element's memory until the program ends; a racing write costs no more
+    // than a tick.
+    takeover::leads(unsafe { &mut *flow }, now)
 }
 
 impl<S: SocketFamily, C: CallKind> SocketEnv for Socket<S, C> {
@@ -387,11 +389,16 @@ impl<S: SocketFamily, C: CallKind> SocketEnv for Socket<S, C> {
     }
 
     #[inline(always)]
-    fn is_foreign_flow(&self, from: (Address, Be16), destination: &Destination) -> bool {
+    fn foreign_flow(
+        &mut self,
+        from: (Address, Be16),
+        destination: &Destination,
+    ) -> Option<(BackendIndex, u32)> {
+        let now = self.now();
         if destination.address.is_v4() {
-            is_foreign::<V4>(&takeover::socket_key(from, destination))
+            foreign_flow::<V4>(&takeover::socket_key(from, destination), now)
         } else {
-            is_foreign::<V6>(&takeover::socket_key(from, destination))
+            foreign_flow::<V6>(&takeover::socket_key(from, destination), now)
         }
     }
 

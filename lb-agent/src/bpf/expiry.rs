@@ -44,6 +44,16 @@ pub(super) fn now() -> u32 {
     (sys::monotonic_nanoseconds() / TICK_NANOSECONDS) as u32
 }
 
+/// Seconds in ticks, rounded down.
+pub(super) fn ticks(seconds: u32) -> u32 {
+    (u64::from(seconds) * 1_000_000_000 / TICK_NANOSECONDS) as u32
+}
+
+/// The later of two ticks.
+pub(super) fn later(one: u32, other: u32) -> u32 {
+    if other.wrapping_sub(one).cast_signed() > 0 { other } else { one }
+}
+
 /// Seconds from a tick to another; 0 when it is ahead.
 pub(super) fn seconds_between(last_seen: u32, now: u32) -> u64 {
     let ticks = now.wrapping_sub(last_seen).cast_signed().max(0).cast_unsigned();
@@ -52,7 +62,10 @@ pub(super) fn seconds_between(last_seen: u32, now: u32) -> u64 {
 
 /// Seconds without a packet after which a flow is dead. `flags` are those of both entries.
 fn timeout(protocol: u32, flags: u32) -> u64 {
-    if flags & (FlowFlags::FIN | FlowFlags::RST) != 0 {
+    if flags & FlowFlags::FOREIGN != 0 {
+        // It says itself how long it is somebody's.
+        0
+    } else if flags & (FlowFlags::FIN | FlowFlags::RST) != 0 {
         CLOSED_SECONDS
     } else if flags & FlowFlags::ANSWERED == 0 {
         UNANSWERED_SECONDS
@@ -183,7 +196,7 @@ pub(super) fn carried<F: Family>(
 
 /// Removes the entries of a flow that were read as these, unless a packet has come since: its answer
 /// would find nobody. How many were removed.
-fn remove_silent<F: Family>(
+pub(super) fn remove_silent<F: Family>(
     flows: &Hash<FlowKey<F>, Flow<F>>,
     key: &FlowKey<F>,
     flow: &Flow<F>,
@@ -283,7 +296,7 @@ struct Uses {
 
 impl Uses {
     fn count<F: Family>(&mut self, key: &FlowKey<F>, flow: &Flow<F>) {
-        if flow.flags & FlowFlags::REPLY != 0 {
+        if flow.flags & (FlowFlags::REPLY | FlowFlags::FOREIGN) != 0 {
             return;
         }
         if flow.flags & FlowFlags::LOCAL != 0 {
@@ -330,6 +343,7 @@ mod tests {
             ("TCP after a RST", TCP, ANSWERED | FlowFlags::RST, 120),
             ("TCP refused", TCP, FlowFlags::RST, 120),
             ("direction and place don't matter", UDP, FlowFlags::REPLY | FlowFlags::LOCAL, 60),
+            ("another proxy's, once it is over", UDP, FlowFlags::FOREIGN | ANSWERED, 0),
         ] {
             assert_eq!(timeout(protocol, flags), timeout_seconds, "{case}");
         }

@@ -1,6 +1,6 @@
 //! TAKEOVER, and the flows of another proxy in the flow tables.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -70,29 +70,32 @@ impl Handover {
     /// Marks the flows that other proxies carry and that nothing in their packets tells: datagrams, and
     /// connections whose opening packet may come again. What goes to an endpoint that the Service hasn't
     /// (any more) is ours with its next packet. Of those that are masqueraded, the ports are taken.
-    pub fn remember(&self, services: &Services, flows: &[Translated]) -> Result<usize, BpfError> {
+    pub fn remember(&self, services: &Services, flows: &Others) -> Result<usize, BpfError> {
         let mut remembered = 0;
-        for flow in flows {
+        for flow in &flows.flows {
+            let until = flows.until(flow);
             remembered += usize::from(if flow.frontend.is_ipv4() {
-                mark(&self.v4, services, flow)?
+                mark(&self.v4, services, flow, until)?
             } else {
-                mark(&self.v6, services, flow)?
+                mark(&self.v6, services, flow, until)?
             });
         }
         Ok(remembered)
     }
 
-    /// Forgets those that aren't among `flows` any more.
-    pub fn forget_others(&self, flows: &[Translated]) -> Result<(), BpfError> {
-        let known: HashSet<_> = flows
+    /// Forgets those that aren't among `flows` any more, and notes how long the rest is remembered.
+    pub fn follow_others(&self, flows: &Others) -> Result<(), BpfError> {
+        let known: HashMap<_, _> = flows
+            .flows
             .iter()
             .flat_map(|flow| {
-                let protocol = protocol_number(flow.protocol);
-                [(protocol, flow.client, flow.frontend), (protocol, flow.backend, flow.answered)]
+                let (protocol, until) = (protocol_number(flow.protocol), flows.until(flow));
+                [(flow.client, flow.frontend), (flow.backend, flow.answered)]
+                    .map(|(from, to)| ((protocol, from, to), until))
             })
             .collect();
-        forget(&self.v4, &known)?;
-        forget(&self.v6, &known)
+        follow(&self.v4, &known)?;
+        follow(&self.v6, &known)
     }
 
     /// Flows from outside that we carry and that have not ended, or are silent for long enough.
@@ -101,6 +104,28 @@ impl Handover {
         expiry::carried(&self.v4, &mut carried)?;
         expiry::carried(&self.v6, &mut carried)?;
         Ok(carried)
+    }
+}
+
+/// The flows that conntrack translates to endpoints of Services.
+#[derive(Debug)]
+pub struct Others {
+    /// They.
+    pub flows: Vec<Translated>,
+    /// When they were listed, ticks.
+    listed: u32,
+}
+
+impl Others {
+    /// Lists them now.
+    pub fn list<E>(list: impl FnOnce() -> Result<Vec<Translated>, E>) -> Result<Self, E> {
+        let listed = now();
+        Ok(Self { flows: list()?, listed })
+    }
+
+    /// The tick until which conntrack remembers a flow.
+    fn until(&self, flow: &Translated) -> u32 {
+        self.listed.wrapping_add(expiry::ticks(flow.expires))
     }
 }
 
@@ -144,16 +169,17 @@ fn mark<F: Family>(
     flows: &Hash<FlowKey<F>, Flow<F>>,
     services: &Services,
     flow: &Translated,
+    until: u32,
 ) -> Result<bool, BpfError> {
     if flow.answered != flow.client && flow.stage != Stage::Closing {
-        take_port(flows, flow)?;
+        take_port(flows, flow, until)?;
     }
     if flow.protocol != Protocol::Udp && flow.stage != Stage::Opening {
         // Its packets tell.
         return Ok(false);
     }
     match services.of(flow.protocol, flow.frontend) {
-        Some(service) => set(flows, flow, services.backend(service, flow.backend)),
+        Some(service) => set(flows, flow, services.backend(service, flow.backend), until),
         None => Ok(false),
     }
 }
@@ -162,12 +188,13 @@ fn mark<F: Family>(
 fn take_port<F: Family>(
     flows: &Hash<FlowKey<F>, Flow<F>>,
     flow: &Translated,
+    until: u32,
 ) -> Result<(), BpfError> {
     let key = key::<F>(flow.protocol, flow.backend, flow.answered);
     let known = flows.get(&key);
     let known = known.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
     if known.is_none_or(|known| known.flags & FlowFlags::FOREIGN != 0) {
-        let entry = foreign_reply(&key, now());
+        let entry = foreign_reply(&key, until);
         let set = flows.set(&key, &entry);
         set.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_UPDATE_ELEM)"))?;
     }
@@ -179,6 +206,7 @@ fn set<F: Family>(
     flows: &Hash<FlowKey<F>, Flow<F>>,
     flow: &Translated,
     backend: Option<(BackendIndex, u32)>,
+    until: u32,
 ) -> Result<bool, BpfError> {
     let key = key::<F>(flow.protocol, flow.client, flow.frontend);
     let known = flows.get(&key);
@@ -186,34 +214,52 @@ fn set<F: Family>(
     if known.is_some_and(|known| known.flags & FlowFlags::FOREIGN == 0) {
         return Ok(false);
     }
+    // A packet may have come since they were listed.
+    let until = known.map_or(until, |known| expiry::later(known.last_seen, until));
     let Some((backend, generation)) = backend else {
         // Also when our hook has marked it without a look at where it goes.
         let removed = flows.remove(&key);
         removed.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_DELETE_ELEM)"))?;
         return Ok(false);
     };
-    let entry = Flow { backend, generation, ..foreign(&key, now()) };
+    let entry = Flow { backend, generation, ..foreign(&key, until) };
     flows.set(&key, &entry).map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_UPDATE_ELEM)"))?;
     Ok(true)
 }
 
-fn forget<F: Family>(
+fn follow<F: Family>(
     flows: &Hash<FlowKey<F>, Flow<F>>,
-    known: &HashSet<(u8, SocketAddr, SocketAddr)>,
+    known: &HashMap<(u8, SocketAddr, SocketAddr), u32>,
 ) -> Result<(), BpfError> {
-    let mut gone = Vec::new();
+    let (mut gone, mut later) = (Vec::new(), Vec::new());
     let listed = flows.for_each(|key, flow| {
+        if flow.flags & FlowFlags::FOREIGN == 0 {
+            return;
+        }
         let from = socket_address::<F>(key.source, key.source_port);
         let to = socket_address::<F>(key.destination, key.destination_port);
-        if flow.flags & FlowFlags::FOREIGN != 0 && !known.contains(&(key.protocol as u8, from, to))
-        {
-            gone.push(*key);
+        match known.get(&(key.protocol as u8, from, to)) {
+            None => gone.push((*key, *flow)),
+            // A packet may have come since they were listed.
+            Some(until) => {
+                let last_seen = expiry::later(flow.last_seen, *until);
+                if last_seen != flow.last_seen {
+                    later.push((*key, Flow { last_seen, ..*flow }));
+                }
+            }
         }
     });
     listed.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_LOOKUP_BATCH)"))?;
-    for key in gone {
-        let removed = flows.remove(&key);
-        removed.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_DELETE_ELEM)"))?;
+    for (key, flow) in gone {
+        expiry::remove_silent(flows, &key, &flow, Some(&flow))?;
+    }
+    for (key, flow) in later {
+        let known = flows.get(&key);
+        let known = known.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+        if known.is_some_and(|known| known.flags == flow.flags) {
+            let set = flows.set(&key, &flow);
+            set.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_UPDATE_ELEM)"))?;
+        }
     }
     Ok(())
 }

@@ -58,6 +58,8 @@ pub struct Translated {
     pub answered: SocketAddr,
     /// How far it is.
     pub stage: Stage,
+    /// Conntrack forgets it after this long without a packet, seconds and rounded down.
+    pub expires: u32,
 }
 
 /// Which packets are a flow's: those from here to there.
@@ -216,7 +218,9 @@ fn flow(attributes: &[u8]) -> Option<Translated> {
     let Tuple { source: backend, destination: answered, .. } =
         Tuple::parse(find(attributes, TUPLE_REPLY)?)?;
     let stage = stage(protocol, find(attributes, PROTOCOL_INFO).unwrap_or_default());
-    Some(Translated { protocol, client, frontend, backend, answered, stage })
+    let expires = find(attributes, TIMEOUT).and_then(|seconds| seconds.first_chunk());
+    let expires = expires.map_or(0, |seconds| u32::from_be_bytes(*seconds));
+    Some(Translated { protocol, client, frontend, backend, answered, stage, expires })
 }
 
 /// The states are those of nf_conntrack_tcp.h and nf_conntrack_sctp.h.

@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
 use crate::bpf::expiry::CarriedFlows;
-use crate::bpf::takeover::{Handover, Services};
+use crate::bpf::takeover::{Handover, Others, Services};
 use crate::bpf::{Access, BpfError, cleanup};
 use crate::cluster::snapshot::IpFamily;
 use conntrack::{Held, Stage, Translated};
@@ -145,21 +145,19 @@ fn read_rules() -> Result<Rules, TakeoverError> {
 }
 
 /// Flows that conntrack translates to endpoints of Services, while the kernel does so.
-fn translated(
-    rules: &Rules,
-    services: Option<&Services>,
-) -> Result<Vec<Translated>, TakeoverError> {
-    let mut flows = conntrack::translated().map_err(failed("list the flows of conntrack"))?;
-    flows.retain(|flow| {
+fn translated(rules: &Rules, services: Option<&Services>) -> Result<Others, TakeoverError> {
+    let mut others =
+        Others::list(conntrack::translated).map_err(failed("list the flows of conntrack"))?;
+    others.flows.retain(|flow| {
         rules.nat_is_on(IpFamily::of(flow.frontend.ip()))
             && services.is_none_or(|known| known.of(flow.protocol, flow.frontend).is_some())
     });
-    Ok(flows)
+    Ok(others)
 }
 
 /// Those that have not begun to end.
 fn carried(rules: &Rules, services: Option<&Services>) -> Result<Vec<Translated>, TakeoverError> {
-    let mut flows = translated(rules, services)?;
+    let mut flows = translated(rules, services)?.flows;
     flows.retain(|flow| flow.stage != Stage::Closing);
     Ok(flows)
 }
@@ -173,11 +171,11 @@ pub fn begin(handover: &mut Handover) -> Result<(), TakeoverError> {
     }
     let services = handover.services()?;
     let rules = read_rules()?;
-    let flows = translated(&rules, Some(&services))?;
-    if rules.any() || has_ipvs() || !flows.is_empty() {
+    let others = translated(&rules, Some(&services))?;
+    if rules.any() || has_ipvs() || !others.flows.is_empty() {
         handover.set_flags(TakeoverFlags::BESIDE | TakeoverFlags::YIELDS);
         // Sockets ask as soon as they meet our hooks.
-        handover.remember(&services, &flows)?;
+        handover.remember(&services, &others)?;
     }
     Ok(())
 }
@@ -208,8 +206,8 @@ pub fn settle(handover: &mut Handover) -> Result<(), TakeoverError> {
 /// Marks the other proxy's flows; how many it has, and how many of them had to be marked.
 fn remember(handover: &Handover) -> Result<(usize, usize), TakeoverError> {
     let services = handover.services()?;
-    let flows = translated(&read_rules()?, Some(&services))?;
-    Ok((flows.len(), handover.remember(&services, &flows)?))
+    let others = translated(&read_rules()?, Some(&services))?;
+    Ok((others.flows.len(), handover.remember(&services, &others)?))
 }
 
 /// Forgets the other proxy's flows that have ended; with the last one, and its rules, that there was
@@ -221,10 +219,10 @@ pub fn follow(handover: &mut Handover) -> Result<(), TakeoverError> {
     }
     let services = handover.services()?;
     let rules = read_rules()?;
-    let flows = translated(&rules, Some(&services))?;
-    handover.forget_others(&flows)?;
+    let others = translated(&rules, Some(&services))?;
+    handover.follow_others(&others)?;
     let is_over = !rules.any() && !has_ipvs();
-    if is_over && flows.iter().all(|flow| flow.stage == Stage::Closing) {
+    if is_over && others.flows.iter().all(|flow| flow.stage == Stage::Closing) {
         handover.set_flags(flags & !TakeoverFlags::BESIDE);
         tracing::info!("no flow of another service proxy is left, and none of its rules");
     }

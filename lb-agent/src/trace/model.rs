@@ -366,8 +366,8 @@ impl<F: ReadHeader, T: Tables, const POD: bool, const SCTP: bool> SocketEnv
     fn local_port(&self) -> Be16 {
         Be16::default()
     }
-    fn is_foreign_flow(&self, _: (Address, Be16), _: &Destination) -> bool {
-        false
+    fn foreign_flow(&mut self, _: (Address, Be16), _: &Destination) -> Option<(BackendIndex, u32)> {
+        None
     }
     fn client_addresses(&self, namespace: u64) -> Option<ClientAddresses> {
         self.0.node.clients.get(&namespace).copied()

@@ -1,5 +1,6 @@
 //! Known flows: finding, judging, renewing and repairing them.
 
+use super::takeover::REMEMBERED_TICKS;
 use crate::abi::{BackendIndex, Flow, FlowFlags, FlowKey};
 use crate::env::{Env, RENEWAL_TICKS, Tables};
 use crate::family::Family;
@@ -15,25 +16,44 @@ pub fn find<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> bool {
         Some(known) => entry.copy_from(known),
         None => return false,
     }
-    let Flow { backend, generation, flags, .. } = *entry;
-    if flags & FlowFlags::REPLY == 0 && outdated(env, packet, flags, backend, generation) {
+    let Flow { backend, generation, flags, last_seen, .. } = *entry;
+    let now = env.now();
+    let is_forgotten = flags & FlowFlags::FOREIGN != 0 && has_passed(last_seen, now);
+    if is_forgotten
+        || flags & FlowFlags::REPLY == 0 && outdated(env, packet, flags, backend, generation)
+    {
         env.delete_flow(&packet.tuple);
         *key = entry.translated.inverse();
         env.delete_flow(key);
         return false;
     }
-    let now = env.now();
     let added = seen(packet, flags) & !flags;
-    if added != 0 || now.wrapping_sub(entry.last_seen) >= RENEWAL_TICKS {
+    let renewed = renewed(flags, last_seen, now);
+    if added != 0 || renewed.is_some() {
         entry.flags |= added;
-        entry.last_seen = now;
+        entry.last_seen = renewed.unwrap_or(last_seen);
         if let Some(known) = env.flow(&packet.tuple) {
             known.flags = entry.flags;
-            known.last_seen = now;
+            known.last_seen = entry.last_seen;
         }
         renew_other(env, &packet.tuple, entry, other, key);
     }
     true
+}
+
+/// Whether a tick is over.
+#[inline(always)]
+pub(super) fn has_passed(tick: u32, now: u32) -> bool {
+    now.wrapping_sub(tick).cast_signed() > 0
+}
+
+/// The `last_seen` of a flow with a packet now, if it has to be written.
+#[inline(always)]
+pub(super) fn renewed(flags: u32, last_seen: u32, now: u32) -> Option<u32> {
+    let ahead = if flags & FlowFlags::FOREIGN != 0 { REMEMBERED_TICKS } else { 0 };
+    let seen = now.wrapping_add(ahead);
+    let is_due = seen.wrapping_sub(last_seen).cast_signed() >= RENEWAL_TICKS.cast_signed();
+    is_due.then_some(seen)
 }
 
 /// Ends the flow whose replies would be taken for those to this packet, which isn't ours: a client

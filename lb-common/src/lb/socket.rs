@@ -33,8 +33,13 @@ pub trait SocketEnv: Tables {
     fn bound(&self) -> Address;
     /// The port that the socket is bound to; 0 where it isn't yet.
     fn local_port(&self) -> Be16;
-    /// Whether the flow table has an entry of another proxy for datagrams from this address and port.
-    fn is_foreign_flow(&self, from: (Address, Be16), destination: &Destination) -> bool;
+    /// Where another proxy leads datagrams from this address and port, as the flow table has it
+    /// ([`takeover::leads`]).
+    fn foreign_flow(
+        &mut self,
+        from: (Address, Be16),
+        destination: &Destination,
+    ) -> Option<(BackendIndex, u32)>;
     /// CLIENTS: the addresses of a network namespace.
     fn client_addresses(&self, namespace: u64) -> Option<ClientAddresses>;
     /// Where the socket is connected at the moment.

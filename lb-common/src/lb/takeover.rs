@@ -5,14 +5,18 @@
 //! nothing; those that it carries have an entry in the flow table ([`FlowFlags::FOREIGN`]), which the agent
 //! writes from conntrack, and this module while the other proxy still opens flows.
 
+use super::flow;
 use super::socket::SocketEnv;
 use crate::abi::{Address, BackendIndex, Flow, FlowFlags, FlowKey, ServiceIndex, TakeoverFlags};
 use crate::bytes::Be16;
-use crate::env::{Env, RENEWAL_TICKS, Tables};
+use crate::env::{Env, RENEWAL_TICKS, TICK_SHIFT, Tables};
 use crate::family::Family;
 use crate::packet::{Packet, ReadHeader, Work};
 
 use super::frontend::Destination;
+
+/// After a datagram conntrack remembers its flow for at least as long (nf_conntrack_udp_timeout, 30 s).
+pub const REMEMBERED_TICKS: u32 = (30_000_000_000_u64 >> TICK_SHIFT) as u32;
 
 /// Whether the other proxy opens flows.
 #[inline(always)]
@@ -30,7 +34,7 @@ pub(super) fn leaves<F: ReadHeader, E: Env<F>>(
 ) -> bool {
     let flags = env.takeover();
     if flags & TakeoverFlags::YIELDS != 0 {
-        *entry = foreign(&packet.tuple, env.now());
+        *entry = foreign(&packet.tuple, env.now().wrapping_add(REMEMBERED_TICKS));
         // A table that refuses costs a datagram's flow its endpoint, later, and no connection anything.
         let _ = env.insert_flow(&packet.tuple, entry);
         return true;
@@ -38,10 +42,10 @@ pub(super) fn leaves<F: ReadHeader, E: Env<F>>(
     flags & TakeoverFlags::BESIDE != 0 && packet.is_connection() && !packet.opens()
 }
 
-/// The entry of another proxy's flow, with packets like `tuple`. `ANSWERED`, so that it lives as long
-/// as conntrack remembers an answered one.
+/// The entry of another proxy's flow, with packets like `tuple`, which conntrack remembers until this
+/// tick at least. `last_seen` says so: a packet that comes later is ours, as nobody else knows it.
 #[inline(always)]
-pub const fn foreign<F: Family>(tuple: &FlowKey<F>, now: u32) -> Flow<F> {
+pub const fn foreign<F: Family>(tuple: &FlowKey<F>, until: u32) -> Flow<F> {
     Flow {
         translated: FlowKey {
             source: tuple.destination,
@@ -53,7 +57,7 @@ pub const fn foreign<F: Family>(tuple: &FlowKey<F>, now: u32) -> Flow<F> {
         backend: BackendIndex(0),
         generation: 0,
         service: ServiceIndex(0),
-        last_seen: now,
+        last_seen: until,
         flags: FlowFlags::FOREIGN | FlowFlags::ANSWERED,
         device: 0,
     }
@@ -62,9 +66,21 @@ pub const fn foreign<F: Family>(tuple: &FlowKey<F>, now: u32) -> Flow<F> {
 /// The entry of the answers to another proxy's flow that it masquerades, with packets like `tuple`: it
 /// keeps our flows off the port.
 #[inline(always)]
-pub const fn foreign_reply<F: Family>(tuple: &FlowKey<F>, now: u32) -> Flow<F> {
-    let flow = foreign(tuple, now);
+pub const fn foreign_reply<F: Family>(tuple: &FlowKey<F>, until: u32) -> Flow<F> {
+    let flow = foreign(tuple, until);
     Flow { flags: flow.flags | FlowFlags::REPLY, ..flow }
+}
+
+/// Where another proxy leads a datagram: to this endpoint, and its generation. `None`: nobody does.
+#[inline(always)]
+pub fn leads<F: Family>(flow: &mut Flow<F>, now: u32) -> Option<(BackendIndex, u32)> {
+    if flow.flags & FlowFlags::FOREIGN == 0 || flow::has_passed(flow.last_seen, now) {
+        return None;
+    }
+    if let Some(until) = flow::renewed(flow.flags, flow.last_seen, now) {
+        flow.last_seen = until;
+    }
+    Some((flow.backend, flow.generation))
 }
 
 /// A packet leaves that belongs to no flow of ours. While the other proxy opens flows it may be its
@@ -103,7 +119,7 @@ pub(super) fn vacate<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) 
 /// nobody wrote.
 #[inline(always)]
 pub(super) fn leaves_socket<E: SocketEnv>(
-    env: &E,
+    env: &mut E,
     destination: &Destination,
     source: impl FnOnce(&E) -> Option<Address>,
 ) -> bool {
@@ -118,10 +134,13 @@ pub(super) fn leaves_socket<E: SocketEnv>(
     if port.get() == 0 {
         return false;
     }
-    match source(env) {
-        Some(source) => env.is_foreign_flow((source, port), destination),
-        None => false,
-    }
+    let Some(source) = source(env) else {
+        return false;
+    };
+    let Some((backend, generation)) = env.foreign_flow((source, port), destination) else {
+        return false;
+    };
+    env.backend(backend).is_some_and(|entry| entry.generation == generation)
 }
 
 /// The key of a socket's datagrams in the flow table.

@@ -1,14 +1,17 @@
 //! The socket hooks of one node, over plain collections.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::world::{HasWorld, World};
 use crate::abi::{
-    Address, ClientAddresses, Event, EventHook, PeerKey, PeerValue, ReverseKey, ReverseValue,
+    Address, BackendIndex, ClientAddresses, Event, EventHook, Flow, PeerKey, PeerValue, ReverseKey,
+    ReverseValue,
 };
 use crate::bytes::Be16;
+use crate::family::V6;
 use crate::lb::frontend::Destination;
 use crate::lb::socket::{self, SocketEnv, SocketVerdict};
+use crate::lb::takeover;
 
 /// One node and what its socket hooks remember.
 #[derive(Clone, Debug, Default)]
@@ -21,8 +24,8 @@ pub struct Sockets {
     pub connected: HashMap<u64, (Address, Be16)>,
     /// PEERS.
     pub peers: HashMap<PeerKey, PeerValue>,
-    /// Sources of other proxies' flows in the flow table, and where they go.
-    pub foreign: HashSet<(Address, Be16, Destination)>,
+    /// Other proxies' flows in the flow table, by their sources and where they go.
+    pub foreign: HashMap<(Address, Be16, Destination), Flow<V6>>,
     /// REVERSE.
     pub reverse: HashMap<ReverseKey, ReverseValue>,
 }
@@ -98,8 +101,13 @@ impl SocketEnv for Socket<'_> {
     fn local_port(&self) -> Be16 {
         self.port
     }
-    fn is_foreign_flow(&self, from: (Address, Be16), destination: &Destination) -> bool {
-        self.node.foreign.contains(&(from.0, from.1, *destination))
+    fn foreign_flow(
+        &mut self,
+        from: (Address, Be16),
+        destination: &Destination,
+    ) -> Option<(BackendIndex, u32)> {
+        let now = self.node.world.now.get();
+        takeover::leads(self.node.foreign.get_mut(&(from.0, from.1, *destination))?, now)
     }
     fn client_addresses(&self, namespace: u64) -> Option<ClientAddresses> {
         self.node.world.clients.get(&namespace).copied()

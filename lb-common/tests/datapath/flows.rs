@@ -98,6 +98,7 @@ fn a_client_whose_forward_entry_was_lost_keeps_its_source_port_and_its_backend()
 }
 
 /// An endpoint of SPREAD leaves: its element rises, and the Service's slots don't name it any more.
+#[expect(clippy::unwrap_used, reason = "a test fails here")]
 fn leave_spread<F: AnswerFormat>(node: &mut Node<F>, leaving: Address) {
     let service = scene::service::<F>(&node.world, port::SPREAD, 17);
     let find = |is_it: &dyn Fn(Address) -> bool| {

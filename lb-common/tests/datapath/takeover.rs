@@ -9,7 +9,7 @@ use lb_common::lb::Verdict;
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::lb::frontend::Destination;
 use lb_common::lb::socket::{self, SocketVerdict};
-use lb_common::lb::takeover::{foreign, foreign_reply};
+use lb_common::lb::takeover::{REMEMBERED_TICKS, foreign, foreign_reply, socket_key};
 use lb_common::model::frame::{Segment, Transport};
 use lb_common::model::node::{Node, PodTc, Tc, Xdp};
 use lb_common::model::scene::{self, Role, at, port};
@@ -108,7 +108,29 @@ fn a_flow_of_another_proxy_passes_every_hook_untouched() {
             }
             assert_eq!(node.flows.len(), 1, "{transport:?}");
             assert_eq!(node.flows[&key].translated, key.inverse());
-            assert!(node.world.now.get() - node.flows[&key].last_seen <= 1_000, "{transport:?}");
+            let last = node.world.now.get() - 1_000;
+            assert_eq!(node.flows[&key].last_seen, last + REMEMBERED_TICKS, "{transport:?}");
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn datagrams_are_ours_once_the_other_proxy_has_forgotten_their_flow() {
+    fn of<F: AnswerFormat>() {
+        let sent = from_client::<F>(external::<F>(port::REMOTE), Transport::Udp);
+        for (until, renewed) in [(5_000, None), (100, Some(100 + REMEMBERED_TICKS))] {
+            let mut node = node::<F>(BESIDE);
+            let key = key::<F>(&sent);
+            node.flows.insert(key, foreign(&key, until));
+            node.world.now.set(100);
+            assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Pass);
+            let until = renewed.unwrap_or(until);
+            assert_eq!(node.flows[&key].last_seen, until, "a datagram never shortens it");
+            node.world.now.set(until + 1);
+            assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Forward);
+            assert_eq!(node.flows[&key].flags & FlowFlags::FOREIGN, 0);
         }
     }
     of::<V4>();
@@ -203,13 +225,29 @@ fn a_socket_whose_datagrams_another_proxy_leads_is_left_to_it() {
             (Address::UNSPECIFIED_V6, own)
         };
         sockets.world.clients.insert(POD, ClientAddresses { address4, address6 });
-        sockets.foreign.insert((own, Be16::new(4_000), destination));
-        for (port, theirs) in [(4_000, true), (4_001, false), (0, false)] {
-            let mut socket = sockets.socket(u64::from(port), false);
+        let key = socket_key::<V6>((own, Be16::new(4_000)), &destination);
+        let from = (own, Be16::new(4_000), destination);
+        sockets.foreign.insert(from, foreign(&key, REMEMBERED_TICKS / 2));
+        for (port, now, theirs) in [
+            (4_000, 0, true),
+            (4_001, 0, false),
+            (0, 0, false),
+            (4_000, REMEMBERED_TICKS, true),
+            (4_000, 2 * REMEMBERED_TICKS + 1, false),
+        ] {
+            sockets.world.now.set(now);
+            let mut socket = sockets.socket(u64::from(port) + u64::from(now), false);
             socket.port = Be16::new(port);
             let verdict = socket::sendmsg(&mut socket, &destination);
-            assert_eq!(verdict == SocketVerdict::Pass, theirs, "{port}");
+            assert_eq!(verdict == SocketVerdict::Pass, theirs, "{port} at {now}");
         }
+        // Where its endpoint has left, too.
+        let gone = lb_common::abi::Flow { generation: 7, ..foreign(&key, u32::MAX / 4) };
+        sockets.foreign.insert(from, gone);
+        let mut socket = sockets.socket(1, false);
+        socket.port = Be16::new(4_000);
+        assert_ne!(socket::sendmsg(&mut socket, &destination), SocketVerdict::Pass);
+        sockets.foreign.insert(from, foreign(&key, u32::MAX / 4));
         // Once nothing of the other proxy is left, nobody looks.
         sockets.world.takeover = 0;
         let mut socket = sockets.socket(4_000, false);
