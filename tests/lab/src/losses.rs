@@ -3,8 +3,8 @@
 use std::fs;
 
 /// Parts of the names of the counters that tell it.
-const LOSSES: [&str; 7] =
-    ["Errors", "Discards", "Drop", "Fail", "Overflow", "NoRoutes", "ReasmTimeout"];
+const LOSSES: [&str; 8] =
+    ["Errors", "Discards", "Drop", "Fail", "Overflow", "NoRoutes", "NoPorts", "ReasmTimeout"];
 
 /// The counters of the calling thread's namespace that tell a loss and are not zero; those of the
 /// processors are the whole machine's.
