@@ -41,10 +41,10 @@ pub fn find<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> bool {
     true
 }
 
-/// Whether a tick is over.
+/// Whether a tick has come.
 #[inline(always)]
 pub(super) fn has_passed(tick: u32, now: u32) -> bool {
-    now.wrapping_sub(tick).cast_signed() > 0
+    now.wrapping_sub(tick).cast_signed() >= 0
 }
 
 /// The `last_seen` of a flow with a packet now, if it has to be written.

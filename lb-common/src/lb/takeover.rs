@@ -43,7 +43,7 @@ pub(super) fn leaves<F: ReadHeader, E: Env<F>>(
 }
 
 /// The entry of another proxy's flow, with packets like `tuple`, which conntrack remembers until this
-/// tick at least. `last_seen` says so: a packet that comes later is ours, as nobody else knows it.
+/// tick at least. `last_seen` says so: a packet that comes then or later is ours, as nobody else knows it.
 #[inline(always)]
 pub const fn foreign<F: Family>(tuple: &FlowKey<F>, until: u32) -> Flow<F> {
     Flow {

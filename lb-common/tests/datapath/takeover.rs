@@ -92,7 +92,7 @@ fn a_flow_of_another_proxy_passes_every_hook_untouched() {
             let sent = from_client::<F>(external::<F>(port::REMOTE), transport);
             let mut node = node::<F>(BESIDE);
             let key = key::<F>(&sent);
-            node.flows.insert(key, foreign(&key, node.world.now.get()));
+            node.flows.insert(key, foreign(&key, node.world.now.get() + 1));
             for _ in 0..2 {
                 for outcome in [
                     node.ingress::<Tc>(&sent.frame()),
@@ -120,7 +120,7 @@ fn a_flow_of_another_proxy_passes_every_hook_untouched() {
 fn datagrams_are_ours_once_the_other_proxy_has_forgotten_their_flow() {
     fn of<F: AnswerFormat>() {
         let sent = from_client::<F>(external::<F>(port::REMOTE), Transport::Udp);
-        for (until, renewed) in [(5_000, None), (100, Some(100 + REMEMBERED_TICKS))] {
+        for (until, renewed) in [(5_000, None), (101, Some(100 + REMEMBERED_TICKS))] {
             let mut node = node::<F>(BESIDE);
             let key = key::<F>(&sent);
             node.flows.insert(key, foreign(&key, until));
@@ -128,7 +128,7 @@ fn datagrams_are_ours_once_the_other_proxy_has_forgotten_their_flow() {
             assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Pass);
             let until = renewed.unwrap_or(until);
             assert_eq!(node.flows[&key].last_seen, until, "a datagram never shortens it");
-            node.world.now.set(until + 1);
+            node.world.now.set(until);
             assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Forward);
             assert_eq!(node.flows[&key].flags & FlowFlags::FOREIGN, 0);
         }
@@ -144,7 +144,7 @@ fn a_port_that_is_used_again_after_the_other_proxys_connection_is_ours() {
         let syn = from_client::<F>(to, Transport::Tcp(SYN));
         let mut node = node::<F>(BESIDE);
         let key = key::<F>(&syn);
-        node.flows.insert(key, foreign(&key, 0));
+        node.flows.insert(key, foreign(&key, 1));
         // Its retransmission still belongs to the connection that it opens there.
         assert_eq!(node.ingress::<Tc>(&syn.frame()).verdict, Verdict::Pass);
         let fin = from_client::<F>(to, Transport::Tcp(ACK | FIN));
@@ -164,7 +164,7 @@ fn datagrams_leave_another_proxys_flow_when_its_endpoint_leaves() {
         let key = key::<F>(&sent);
         let backend = BackendIndex(1);
         let generation = node.world.backends[1].generation;
-        node.flows.insert(key, lb_common::abi::Flow { backend, generation, ..foreign(&key, 0) });
+        node.flows.insert(key, lb_common::abi::Flow { backend, generation, ..foreign(&key, 1) });
         assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Pass);
         node.world.backends[1].generation += 1;
         assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Forward);
@@ -232,8 +232,8 @@ fn a_socket_whose_datagrams_another_proxy_leads_is_left_to_it() {
             (4_000, 0, true),
             (4_001, 0, false),
             (0, 0, false),
-            (4_000, REMEMBERED_TICKS, true),
-            (4_000, 2 * REMEMBERED_TICKS + 1, false),
+            (4_000, REMEMBERED_TICKS - 1, true),
+            (4_000, 2 * REMEMBERED_TICKS - 1, false),
         ] {
             sockets.world.now.set(now);
             let mut socket = sockets.socket(u64::from(port) + u64::from(now), false);
@@ -291,7 +291,7 @@ fn a_port_that_masquerades_another_proxys_flow_is_not_taken() {
             assert_eq!(alone.ingress::<Tc>(&sent.frame()).verdict, Verdict::Forward);
             let taken = alone.flows[&key::<F>(&sent)].translated.inverse();
             let mut beside = node::<F>(BESIDE);
-            beside.flows.insert(taken, foreign_reply(&taken, 0));
+            beside.flows.insert(taken, foreign_reply(&taken, 1));
             assert_eq!(beside.ingress::<Tc>(&sent.frame()).verdict, Verdict::Forward);
             let chosen = beside.flows[&key::<F>(&sent)].translated.inverse();
             assert_ne!(chosen.destination_port, taken.destination_port);
