@@ -15,7 +15,8 @@ use crate::packet::{Packet, ReadHeader, Work};
 
 use super::frontend::Destination;
 
-/// After a datagram conntrack remembers its flow for at least as long (nf_conntrack_udp_timeout, 30 s).
+/// After a datagram conntrack remembers its flow for at least as long, by default (nf_conntrack_udp_timeout,
+/// 30 s). Where it is told to forget sooner, the agent's next look corrects us.
 pub const REMEMBERED_TICKS: u32 = (30_000_000_000_u64 >> TICK_SHIFT) as u32;
 
 /// Whether the other proxy opens flows.

@@ -1,7 +1,8 @@
-//! `lb-agent cleanup` where another service proxy's rules are: our flows end first, and until then
-//! neither proxy's flows get in the other's way.
+//! Where another service proxy's rules are: its flows are its own until they end, `lb-agent cleanup` waits
+//! for ours, and until then neither proxy's flows get in the other's way.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use lb_lab::{Family, Options, Request, Transport};
 
@@ -74,5 +75,35 @@ fn neither_proxy_uses_a_source_port_of_the_others_flows() {
         let same = request.clone().from_port(*port);
         let masqueraded = stage.answer("client", &same).seen.port();
         assert_eq!(masqueraded, *port, "{request:?}");
+    }
+}
+
+#[test]
+fn a_datagram_is_ours_as_soon_as_the_kernel_has_forgotten_its_flow() {
+    const REMEMBERED: Duration = Duration::from_secs(3);
+    let service = Service::node_port(1, &["pod-b1"]);
+    let mut stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    stage.stop_agent("node-a");
+    stage.agent_says("node-a", &["cleanup"]);
+    stage.lab().nft("node-a", &rules(&stage, &service)).unwrap();
+    for timeout in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+        let seconds = REMEMBERED.as_secs().to_string();
+        stage.lab().sysctl("node-a", &format!("netfilter/{timeout}"), &seconds).unwrap();
+    }
+    let kept = Family::BOTH.map(|family| {
+        let to = stage.address("node-a", family);
+        Request::udp(to, service.node_port_number()).keep(family.to_string())
+    });
+    let ask = |stage: &Stage, request: &Request| stage.answer("client", request).seen.port();
+    for request in &kept {
+        ask(&stage, request);
+    }
+    stage.start_agent("node-a");
+    stage.lab().nft("node-a", "delete table ip kube-proxy; delete table ip6 kube-proxy").unwrap();
+    std::thread::sleep(REMEMBERED + Duration::from_millis(100));
+    for request in &kept {
+        // Sooner than the agent looks through them.
+        let ours = ask(&stage, request);
+        assert!((1_024..30_000).contains(&ours), "{request:?}: from port {ours}");
     }
 }
