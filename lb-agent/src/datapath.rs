@@ -25,10 +25,11 @@ use crate::takeover::{self, TakeoverError};
 const FOLLOW: Duration = Duration::from_secs(10);
 
 /// Without conntrack there is nothing to take over; else new flows are served all the same.
-fn warn_of(result: Result<(), TakeoverError>) {
-    if let Err(error) = result {
+fn warn_of<T: Default>(result: Result<T, TakeoverError>) -> T {
+    result.unwrap_or_else(|error| {
         tracing::warn!("flows of another service proxy aren't told from others: {error}");
-    }
+        T::default()
+    })
 }
 
 /// What made the datapath unusable; the loop starts over.
@@ -191,8 +192,11 @@ impl Datapath for NodeDatapath {
         if let Some((handover, looked)) = &mut self.handover
             && looked.elapsed() >= FOLLOW
         {
-            warn_of(takeover::follow(handover));
+            let sockets_were_left = warn_of(takeover::follow(handover));
             *looked = Instant::now();
+            if sockets_were_left {
+                return Ok(ApplyReport { udp_endpoints_left: true, ..self.report() });
+            }
         }
         Ok(self.report())
     }

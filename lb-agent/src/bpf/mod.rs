@@ -158,7 +158,7 @@ impl Kernel {
 
     /// What the socket hooks remember.
     pub fn sockets(&self) -> Result<RememberedSockets, BpfError> {
-        RememberedSockets::open(&self.pins)
+        RememberedSockets::open(&self.pins, self.pod_path == PodPath::Socket)
     }
 
     /// Whose new flows are, and which are another proxy's.

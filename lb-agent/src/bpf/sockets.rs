@@ -19,7 +19,8 @@ use super::maps;
 use super::pins::Pins;
 use super::sys::Access;
 use super::table::Table;
-use crate::run::datapath::Translations;
+use super::takeover::Handover;
+use crate::run::datapath::{SocketOwner, Translations};
 
 /// REVERSE, and what its entries lead to.
 #[derive(Debug)]
@@ -30,11 +31,13 @@ pub struct RememberedSockets {
     addresses: Hash<Address, u32>,
     services: Table<ServicePointer>,
     records: Table<ServiceRecord>,
+    handover: Handover,
+    leads_pods: bool,
 }
 
 impl RememberedSockets {
-    /// Opens the pins.
-    pub fn open(pins: &Pins) -> Result<Self, BpfError> {
+    /// Opens the pins. `leads_pods`: nothing but sockets leads pods.
+    pub fn open(pins: &Pins, leads_pods: bool) -> Result<Self, BpfError> {
         Ok(Self {
             reverse: Hash::open(pins, map::REVERSE, Access::ReadWrite)?,
             backends: maps::table(pins, map::BACKENDS, Access::Read)?,
@@ -42,6 +45,8 @@ impl RememberedSockets {
             addresses: Hash::open(pins, map::ADDRESSES, Access::Read)?,
             services: maps::table(pins, map::SERVICES, Access::Read)?,
             records: maps::table(pins, map::RECORDS, Access::Read)?,
+            handover: Handover::open(pins, Access::Read)?,
+            leads_pods,
         })
     }
 
@@ -59,11 +64,22 @@ impl RememberedSockets {
 
     /// Whether what the application named is another Service port's by now.
     fn has_moved(&self, value: &ReverseValue, service: ServiceIndex) -> Result<bool, BpfError> {
-        let mut frontend = self.frontend(value.address, value.port)?;
-        if frontend.is_none() && self.has_node_ports(value.address)? {
-            frontend = self.frontend(value.address.wildcard(), value.port)?;
-        }
+        let frontend = self.named(value.address, value.port, SocketOwner::Node)?;
         Ok(frontend.is_some_and(|frontend| frontend.service != service))
+    }
+
+    /// What such a socket names.
+    fn named(
+        &self,
+        address: Address,
+        port: Be16,
+        owner: SocketOwner,
+    ) -> Result<Option<Frontend>, BpfError> {
+        let frontend = self.frontend(address, port)?;
+        if frontend.is_none() && owner == SocketOwner::Node && self.has_node_ports(address)? {
+            return self.frontend(address.wildcard(), port);
+        }
+        Ok(frontend)
     }
 
     fn frontend(&self, address: Address, port: Be16) -> Result<Option<Frontend>, BpfError> {
@@ -103,6 +119,24 @@ impl Translations for RememberedSockets {
             }
             Some(_) | None => Ok(true),
         }
+    }
+
+    fn is_left(
+        &self,
+        cookie: u64,
+        from: SocketAddr,
+        to: SocketAddr,
+        owner: SocketOwner,
+    ) -> Result<bool, BpfError> {
+        if owner == SocketOwner::Pod && !self.leads_pods {
+            return Ok(false);
+        }
+        let key = key(cookie, to);
+        if self.named(key.address, key.port, owner)?.is_none() {
+            return Ok(false);
+        }
+        let led = self.reverse.get(&key).map_err(self.error("bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+        Ok(led.is_none() && !self.handover.leads(from, to)?)
     }
 
     fn forget(&self, cookie: u64, backend: SocketAddr) -> Result<(), BpfError> {

@@ -56,6 +56,15 @@ impl Handover {
         self.flags.set_word(0, 0, flags);
     }
 
+    /// Whether the other proxy leads these datagrams, or would, by its rules.
+    pub(super) fn leads(&self, from: SocketAddr, to: SocketAddr) -> Result<bool, BpfError> {
+        const LEADS: u32 = abi::TakeoverFlags::RULES | abi::TakeoverFlags::YIELDS;
+        if self.flags() & LEADS != 0 {
+            return Ok(true);
+        }
+        if from.is_ipv4() { leads(&self.v4, from, to) } else { leads(&self.v6, from, to) }
+    }
+
     /// Whether programs of ours are attached.
     pub fn is_attached(&self) -> Result<bool, BpfError> {
         Ok(!self.pins.link_names()?.is_empty())
@@ -162,6 +171,16 @@ fn key<F: Family>(protocol: Protocol, from: SocketAddr, to: SocketAddr) -> FlowK
         destination_port: Be16::new(to.port()),
         protocol: protocol_number(protocol).into(),
     }
+}
+
+fn leads<F: Family>(
+    flows: &Hash<FlowKey<F>, Flow<F>>,
+    from: SocketAddr,
+    to: SocketAddr,
+) -> Result<bool, BpfError> {
+    let flow = flows.get(&key::<F>(Protocol::Udp, from, to));
+    let flow = flow.map_err(BpfError::call(flows.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+    Ok(flow.is_some_and(|mut flow| lb_common::lb::takeover::leads(&mut flow, now()).is_some()))
 }
 
 /// Takes the port of a flow that is masqueraded, and marks the flow if it has to be; whether it had to.

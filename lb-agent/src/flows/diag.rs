@@ -92,13 +92,22 @@ impl Connected {
 
     /// Where it is connected. An IPv6 socket to a mapped address talks IPv4.
     pub fn peer(&self) -> SocketAddr {
+        self.address(self.id.peer, self.id.peer_port)
+    }
+
+    /// Where its datagrams come from.
+    pub fn local(&self) -> SocketAddr {
+        self.address(self.id.local, self.id.local_port)
+    }
+
+    fn address(&self, ip: [u8; 16], port: [u8; 2]) -> SocketAddr {
         let ip = if self.family == AddressFamily::Inet as u8 {
-            let [a, b, c, d, ..] = self.id.peer;
+            let [a, b, c, d, ..] = ip;
             IpAddr::V4(Ipv4Addr::new(a, b, c, d))
         } else {
-            Ipv6Addr::from(self.id.peer).to_canonical()
+            Ipv6Addr::from(ip).to_canonical()
         };
-        SocketAddr::new(ip, u16::from_be_bytes(self.id.peer_port))
+        SocketAddr::new(ip, u16::from_be_bytes(port))
     }
 }
 

@@ -7,6 +7,10 @@
 //! This holds for a deleted Service too (kube-proxy leaves those alone): there is nothing good at the
 //! old address in any case. TCP connections are never ended, as the endpoint itself ends them.
 //!
+//! The same goes for a socket that names a Service and was connected without us, before we came or before
+//! the address was a Service's: once another proxy's rules and conntrack's memory are gone, nobody
+//! translates its datagrams.
+//!
 //! There is no list of what left: the socket hooks remember each socket's backend and its generation,
 //! and one look at all connected sockets tells the stale ones. So nothing is missed if changes come
 //! faster than looks, or while no agent runs, and an endpoint that came back meanwhile, or left one
@@ -25,7 +29,7 @@ use tracing::{debug, info, warn};
 use crate::cluster::snapshot::IpFamily;
 use crate::node::namespace::Visitor;
 use crate::node::pods::PodNamespaces;
-use crate::run::datapath::Translations;
+use crate::run::datapath::{SocketOwner, Translations};
 use crate::serve::metrics::Metrics;
 use diag::{Connected, Diag, DiagError};
 
@@ -115,7 +119,8 @@ impl<T: Translations> Ender<T> {
         let started = Instant::now();
         let mut ended = Ended::new();
         let mut failure = None;
-        self.look_at("this node", Diag::here(), &mut ended, &mut failure);
+        let node = (SocketOwner::Node, "this node");
+        self.look_at(node, Diag::here(), &mut ended, &mut failure);
         let paths: Vec<PathBuf> =
             self.namespaces.borrow().values().map(|namespace| namespace.path.clone()).collect();
         for path in paths {
@@ -123,7 +128,8 @@ impl<T: Translations> Ender<T> {
             // The socket stays inside, so the thread can leave at once.
             match visitor.visit(&path, Diag::here) {
                 Ok(diag) => {
-                    self.look_at(&path.display().to_string(), diag, &mut ended, &mut failure);
+                    let place = (SocketOwner::Pod, &*path.display().to_string());
+                    self.look_at(place, diag, &mut ended, &mut failure);
                 }
                 // It has ended, or can't be entered, which was said by those who follow namespaces.
                 Err(error) => debug!(path = %path.display(), %error, "can't look for sockets"),
@@ -131,7 +137,11 @@ impl<T: Translations> Ender<T> {
         }
         let took = started.elapsed();
         if ended.values().sum::<u64>() > 0 {
-            info!(?ended, ?took, "ended connected UDP sockets whose endpoint has left");
+            info!(
+                ?ended,
+                ?took,
+                "ended connected UDP sockets whose endpoint has left, or that nobody leads"
+            );
         }
         self.metrics.stale_sockets_ended(&ended, took);
         self.report(failure);
@@ -155,7 +165,7 @@ impl<T: Translations> Ender<T> {
     /// Ends what is stale in one namespace.
     fn look_at(
         &self,
-        place: &str,
+        (owner, place): (SocketOwner, &str),
         diag: Result<Diag, DiagError>,
         ended: &mut Ended,
         failure: &mut Option<String>,
@@ -176,7 +186,7 @@ impl<T: Translations> Ender<T> {
                 }
             };
             for socket in sockets {
-                match self.end_if_stale(&mut diag, &socket) {
+                match self.end_if_stale(&mut diag, &socket, owner) {
                     Ok(true) => {
                         debug!(place, backend = %socket.peer(), "ended a socket");
                         *ended.entry(family_of(&socket)).or_default() += 1;
@@ -192,9 +202,12 @@ impl<T: Translations> Ender<T> {
         &self,
         diag: &mut Diag,
         socket: &Connected,
+        owner: SocketOwner,
     ) -> Result<bool, Box<dyn std::error::Error>> {
         let (cookie, backend) = (socket.cookie(), socket.peer());
-        if !self.translations.is_stale(cookie, backend)? {
+        if !self.translations.is_stale(cookie, backend)?
+            && !self.translations.is_left(cookie, socket.local(), backend, owner)?
+        {
             return Ok(false);
         }
         let was_ended = diag.destroy(socket)?;
@@ -228,6 +241,16 @@ mod tests {
 
         fn is_stale(&self, cookie: u64, backend: SocketAddr) -> Result<bool, Self::Error> {
             Ok(self.0.lock().unwrap().contains(&(cookie, backend)))
+        }
+
+        fn is_left(
+            &self,
+            _cookie: u64,
+            _from: SocketAddr,
+            _to: SocketAddr,
+            _owner: SocketOwner,
+        ) -> Result<bool, Self::Error> {
+            Ok(false)
         }
 
         fn forget(&self, cookie: u64, backend: SocketAddr) -> Result<(), Self::Error> {

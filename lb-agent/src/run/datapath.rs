@@ -99,6 +99,15 @@ pub struct Expiry {
     pub flows: Vec<(IpFamily, FlowUse)>,
 }
 
+/// Whose a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketOwner {
+    /// The node's own network namespace.
+    Node,
+    /// A pod's.
+    Pod,
+}
+
 /// What the socket hooks remember of connected UDP sockets, for a thread of its own.
 pub trait Translations: Send + 'static {
     /// What goes wrong with one question; the next may succeed.
@@ -108,6 +117,17 @@ pub trait Translations: Send + 'static {
     /// Service since, or the address that was named has gone to another; or led it to nobody, because its packets were to be dropped, and wouldn't any more.
     /// A socket that was connected to the endpoint itself is none of theirs.
     fn is_stale(&self, cookie: u64, backend: SocketAddr) -> Result<bool, Self::Error>;
+
+    /// Whether a socket that the hooks have not led names a Service that would be led now: it was
+    /// connected before they were there, or to an address that was no Service's, and nobody translates
+    /// its datagrams.
+    fn is_left(
+        &self,
+        cookie: u64,
+        from: SocketAddr,
+        to: SocketAddr,
+        owner: SocketOwner,
+    ) -> Result<bool, Self::Error>;
 
     /// The socket is not connected to `backend` any more.
     fn forget(&self, cookie: u64, backend: SocketAddr) -> Result<(), Self::Error>;
@@ -131,8 +151,9 @@ pub struct ApplyReport {
     /// *All* Service ports that are not, or not wholly, in the datapath now, whichever call left
     /// them out. The others are unaffected.
     pub unfit: Vec<Unfit>,
-    /// Endpoints have left UDP Service ports, or may have, or what was dropped in silence is served:
-    /// sockets that are connected to what was there before have to be ended.
+    /// Endpoints have left UDP Service ports, or may have, or what was dropped in silence is served, or
+    /// another proxy has left its sockets: those that are connected to what was there before have to be
+    /// ended.
     pub udp_endpoints_left: bool,
     /// UDP frontends are Service ports' that they may not have been before: what was sent to them and
     /// led elsewhere has to be led anew.

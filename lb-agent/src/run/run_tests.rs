@@ -12,7 +12,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::datapath::{ApplyReport, Datapath, Expiry, FlowExpiry, Opened, Setup, Translations};
+use super::datapath::{
+    ApplyReport, Datapath, Expiry, FlowExpiry, Opened, Setup, SocketOwner, Translations,
+};
 use super::run;
 use crate::args::{Args, Command};
 use crate::config::Config;
@@ -73,6 +75,16 @@ impl FlowExpiry for Memory {
 
 impl Translations for Memory {
     type Error = std::convert::Infallible;
+
+    fn is_left(
+        &self,
+        _cookie: u64,
+        _from: SocketAddr,
+        _to: SocketAddr,
+        _owner: SocketOwner,
+    ) -> Result<bool, Self::Error> {
+        Ok(false)
+    }
 
     fn is_stale(&self, _cookie: u64, _backend: SocketAddr) -> Result<bool, Self::Error> {
         Ok(false)

@@ -432,7 +432,7 @@ impl KubeProxy {
         );
         registry.register(
             "conntrack_reconciler_deleted_entries",
-            "Connected UDP sockets that were ended because their endpoint left",
+            "Connected UDP sockets that were ended because their endpoint left, or nobody leads them",
             metrics.stale_deleted.clone(),
         );
         registry.register(
@@ -506,7 +506,7 @@ impl Ours {
         );
         registry.register(
             "ended_sockets",
-            "Connected UDP sockets that were ended because their endpoint left",
+            "Connected UDP sockets that were ended because their endpoint left, or nobody leads them",
             ours.ended_sockets.clone(),
         );
         registry.register(

@@ -172,8 +172,10 @@ pub fn begin(handover: &mut Handover) -> Result<(), TakeoverError> {
     let services = handover.services()?;
     let rules = read_rules()?;
     let others = translated(&rules, Some(&services))?;
-    if rules.any() || has_ipvs() || !others.flows.is_empty() {
-        handover.set_flags(TakeoverFlags::BESIDE | TakeoverFlags::YIELDS);
+    let has_rules = rules.any() || has_ipvs();
+    if has_rules || !others.flows.is_empty() {
+        let rules = if has_rules { TakeoverFlags::RULES } else { 0 };
+        handover.set_flags(TakeoverFlags::BESIDE | TakeoverFlags::YIELDS | rules);
         // Sockets ask as soon as they meet our hooks.
         handover.remember(&services, &others)?;
     }
@@ -190,7 +192,8 @@ pub fn settle(handover: &mut Handover) -> Result<(), TakeoverError> {
     }
     // Conntrack knows what was opened before our hooks saw it; they have marked what came since.
     let remembered = remember(handover);
-    handover.set_flags(TakeoverFlags::BESIDE | TakeoverFlags::SETTLED);
+    let rules = flags & TakeoverFlags::RULES;
+    handover.set_flags(TakeoverFlags::BESIDE | TakeoverFlags::SETTLED | rules);
     remembered?;
     // What was opened in this moment.
     let (flows, datagrams) = remember(handover)?;
@@ -211,22 +214,27 @@ fn remember(handover: &Handover) -> Result<(usize, usize), TakeoverError> {
 }
 
 /// Forgets the other proxy's flows that have ended; with the last one, and its rules, that there was
-/// another proxy.
-pub fn follow(handover: &mut Handover) -> Result<(), TakeoverError> {
+/// another proxy. Whether sockets that it led may be nobody's now.
+pub fn follow(handover: &mut Handover) -> Result<bool, TakeoverError> {
     let flags = handover.flags();
     if flags & TakeoverFlags::BESIDE == 0 {
-        return Ok(());
+        return Ok(false);
     }
     let services = handover.services()?;
     let rules = read_rules()?;
     let others = translated(&rules, Some(&services))?;
     handover.follow_others(&others)?;
-    let is_over = !rules.any() && !has_ipvs();
-    if is_over && others.flows.iter().all(|flow| flow.stage == Stage::Closing) {
-        handover.set_flags(flags & !TakeoverFlags::BESIDE);
+    if rules.any() || has_ipvs() {
+        handover.set_flags(flags | TakeoverFlags::RULES);
+        return Ok(false);
+    }
+    let is_over = others.flows.iter().all(|flow| flow.stage == Stage::Closing);
+    let beside = if is_over { 0 } else { TakeoverFlags::BESIDE };
+    handover.set_flags(flags & !TakeoverFlags::RULES & !TakeoverFlags::BESIDE | beside);
+    if is_over {
         tracing::info!("no flow of another service proxy is left, and none of its rules");
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Removes kube-proxy's rules, and nothing else; what was there.

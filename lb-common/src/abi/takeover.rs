@@ -13,4 +13,7 @@ impl TakeoverFlags {
     pub const YIELDS: u32 = 1 << 1;
     /// The node was taken over: the next start of the agent is a restart.
     pub const SETTLED: u32 = 1 << 2;
+    /// Rules of the other proxy are there, and translate what we leave alone. For the agent; no program
+    /// asks.
+    pub const RULES: u32 = 1 << 3;
 }

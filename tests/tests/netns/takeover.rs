@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lb_lab::{Family, Options, Request, Transport};
 
-use crate::manifest::{POD_PORT, Service};
+use crate::manifest::{POD_PORT, PORT, Service};
 use crate::stage::{Stage, each};
 
 /// What kube-proxy would write: it, too, masquerades what goes to an endpoint of another node.
@@ -16,13 +16,18 @@ fn rules(stage: &Stage, service: &Service) -> String {
         let pod = stage.address("pod-b1", family);
         let to =
             if pod.is_ipv6() { format!("[{pod}]:{POD_PORT}") } else { format!("{pod}:{POD_PORT}") };
-        let port = service.node_port_number();
+        let (port, cluster_ip) = (service.node_port_number(), service.cluster_ip().of(family));
         writeln!(
             text,
             "table {table} kube-proxy {{
                 chain nat-prerouting {{
                     type nat hook prerouting priority -100; policy accept;
                     meta l4proto {{ tcp, udp }} th dport {port} dnat to {to}
+                    {table} daddr {cluster_ip} meta l4proto {{ tcp, udp }} th dport {PORT} dnat to {to}
+                }}
+                chain nat-output {{
+                    type nat hook output priority -100; policy accept;
+                    {table} daddr {cluster_ip} meta l4proto {{ tcp, udp }} th dport {PORT} dnat to {to}
                 }}
                 chain nat-postrouting {{
                     type nat hook postrouting priority 100; policy accept;
@@ -78,18 +83,32 @@ fn neither_proxy_uses_a_source_port_of_the_others_flows() {
     }
 }
 
-#[test]
-fn a_datagram_is_ours_as_soon_as_the_kernel_has_forgotten_its_flow() {
-    const REMEMBERED: Duration = Duration::from_secs(3);
-    let service = Service::node_port(1, &["pod-b1"]);
-    let mut stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+/// The agent looks for the end of the other proxy's flows every ten seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// So long conntrack remembers a flow of datagrams.
+const REMEMBERED: Duration = Duration::from_secs(3);
+
+/// A node that the other proxy serves alone.
+fn served_by_rules(service: &Service) -> Stage {
+    let mut stage = Stage::up(&Options::default(), std::slice::from_ref(service));
     stage.stop_agent("node-a");
     stage.agent_says("node-a", &["cleanup"]);
-    stage.lab().nft("node-a", &rules(&stage, &service)).unwrap();
+    stage.lab().nft("node-a", &rules(&stage, service)).unwrap();
     for timeout in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
         let seconds = REMEMBERED.as_secs().to_string();
         stage.lab().sysctl("node-a", &format!("netfilter/{timeout}"), &seconds).unwrap();
     }
+    stage
+}
+
+fn remove_rules(stage: &Stage) {
+    stage.lab().nft("node-a", "delete table ip kube-proxy; delete table ip6 kube-proxy").unwrap();
+}
+
+#[test]
+fn a_datagram_is_ours_as_soon_as_the_kernel_has_forgotten_its_flow() {
+    let service = Service::node_port(1, &["pod-b1"]);
+    let mut stage = served_by_rules(&service);
     let kept = Family::BOTH.map(|family| {
         let to = stage.address("node-a", family);
         Request::udp(to, service.node_port_number()).keep(family.to_string())
@@ -99,11 +118,38 @@ fn a_datagram_is_ours_as_soon_as_the_kernel_has_forgotten_its_flow() {
         ask(&stage, request);
     }
     stage.start_agent("node-a");
-    stage.lab().nft("node-a", "delete table ip kube-proxy; delete table ip6 kube-proxy").unwrap();
+    remove_rules(&stage);
     std::thread::sleep(REMEMBERED + Duration::from_millis(100));
     for request in &kept {
         // Sooner than the agent looks through them.
         let ours = ask(&stage, request);
         assert!((1_024..30_000).contains(&ours), "{request:?}: from port {ours}");
+    }
+}
+
+#[test]
+fn a_connected_socket_that_nobody_leads_any_more_is_ended() {
+    let service = Service::node_port(1, &["pod-b1"]);
+    let mut stage = served_by_rules(&service);
+    let mut sockets = Vec::new();
+    for (from, family) in
+        ["node-a", "pod-a1"].into_iter().flat_map(|from| Family::BOTH.map(|family| (from, family)))
+    {
+        let to = service.cluster_ip().of(family);
+        let request =
+            Request { connected: true, ..Request::udp(to, PORT).keep(family.to_string()) };
+        assert_eq!(stage.answer(from, &request).server, "pod-b1");
+        sockets.push((from, request));
+    }
+    stage.start_agent("node-a");
+    for (from, request) in &sockets {
+        assert_eq!(stage.answer(from, request).server, "pod-b1", "{from}: the rules lead it still");
+    }
+    remove_rules(&stage);
+    for (from, request) in &sockets {
+        let peer = stage.lab().peer(from).unwrap();
+        let failure = peer.await_failure(request.keep.as_ref().unwrap(), PATIENCE).unwrap();
+        assert_eq!(failure.errno, "ECONNABORTED", "{from} {request:?}");
+        assert_eq!(stage.answer(from, request).server, "pod-b1", "it connects again");
     }
 }
