@@ -80,6 +80,8 @@ impl NodeDatapath {
     }
 
     fn write_clients(&self, tables: &mut Tables<PinnedMaps>) -> Result<(), DatapathError> {
+        let is_by_packet = self.kernel.pod_path() != PodPath::Socket;
+        tables.set_pods(self.clients.values().filter(|_| is_by_packet).copied())?;
         let mut clients = self.clients.clone();
         clients.insert(self.kernel.namespace(), self.facts.own);
         let left_out = tables.set_clients(&clients)?;

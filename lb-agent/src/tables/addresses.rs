@@ -1,5 +1,5 @@
-//! ADDRESSES: the node's own addresses and those of Services. One address can be both, so each entry
-//! is derived from two sources, and is written when what follows from them differs from what is there.
+//! ADDRESSES: the node's own addresses, its pods' and those of Services. One address can be several of
+//! these, so each entry is derived from all, and is written when what follows from them differs from what is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,6 +19,8 @@ pub(super) struct Addresses {
     written: BTreeMap<Address, u32>,
     /// The node's own addresses with their bits.
     node: BTreeMap<Address, u32>,
+    /// Those of its pods that are served by packet.
+    pods: BTreeSet<Address>,
     /// Every port of every Service address with the bit that its kind gives; those of one address are
     /// neighbours.
     services: BTreeMap<FrontendAddress, u32>,
@@ -26,12 +28,15 @@ pub(super) struct Addresses {
 
 impl Addresses {
     /// Reads the map. Which Service addresses are still wanted is said by the first plan; until the node
-    /// is looked at, its addresses are those of the last run.
+    /// is looked at, its addresses, and its pods', are those of the last run.
     pub(super) fn adopt<S: Store>(store: &S) -> Result<Self, StoreError> {
         let written: BTreeMap<_, _> = store.addresses()?.into_iter().collect();
         let node = written.iter().map(|(address, flags)| (*address, flags & NODE));
         let node = node.filter(|(_, flags)| *flags != 0).collect();
-        Ok(Self { written, node, services: BTreeMap::new() })
+        let is_pod = |flags: &u32| flags & AddressFlags::POD != 0;
+        let pods = written.iter().filter(|(_, flags)| is_pod(flags)).map(|(address, _)| *address);
+        let pods = pods.collect();
+        Ok(Self { written, node, pods, services: BTreeMap::new() })
     }
 
     /// The node's own addresses; true for those that serve NodePorts.
@@ -44,6 +49,17 @@ impl Addresses {
         let node = addresses.iter().map(|(address, serves)| ((*address).into(), flags(*serves)));
         let before = std::mem::replace(&mut self.node, node.collect());
         let touched: BTreeSet<Address> = before.keys().chain(self.node.keys()).copied().collect();
+        touched.into_iter().try_for_each(|address| self.write(store, address))
+    }
+
+    /// The addresses of the node's pods that are served by packet.
+    pub(super) fn set_pods<S: Store>(
+        &mut self,
+        store: &mut S,
+        pods: BTreeSet<Address>,
+    ) -> Result<(), StoreError> {
+        let before = std::mem::replace(&mut self.pods, pods);
+        let touched: Vec<Address> = before.symmetric_difference(&self.pods).copied().collect();
         touched.into_iter().try_for_each(|address| self.write(store, address))
     }
 
@@ -77,7 +93,8 @@ impl Addresses {
 
     fn write<S: Store>(&mut self, store: &mut S, address: Address) -> Result<(), StoreError> {
         let node = self.node.get(&address).copied().unwrap_or(0);
-        let wanted = node | self.service_bits(address.into());
+        let pod = if self.pods.contains(&address) { AddressFlags::POD } else { 0 };
+        let wanted = node | pod | self.service_bits(address.into());
         if self.written.get(&address).copied().unwrap_or(0) == wanted {
             return Ok(());
         }
@@ -91,8 +108,8 @@ impl Addresses {
                 self.written.insert(address, wanted);
                 Ok(())
             }
-            // The map has room for an address of each Service port. Beyond that, a port that nobody
-            // serves is not refused there, fragments have to come in order, and that is all.
+            // The map has room for an address of each Service port, and some. Beyond that, a port that
+            // nobody serves is not refused there, fragments have to come in order, and that is all.
             Err(StoreError::Full { .. }) if node == 0 => Ok(()),
             Err(error) => Err(error),
         }

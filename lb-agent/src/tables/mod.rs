@@ -21,9 +21,10 @@ pub mod fake_store;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use lb_common::abi::{ClientAddresses, Frontend, ServiceIndex, ServicePointer};
+use lb_common::abi::{Address, ClientAddresses, Frontend, ServiceIndex, ServicePointer};
 
 use crate::cluster::snapshot::Protocol;
 use crate::node::facts::{self, NodeFacts};
@@ -219,6 +220,17 @@ impl<S: Store> Tables<S> {
             }
         }
         Ok(left_out)
+    }
+
+    /// Makes the maps hold the addresses of the node's pods that are served by packet.
+    pub fn set_pods(
+        &mut self,
+        pods: impl Iterator<Item = facts::ClientAddresses>,
+    ) -> Result<(), StoreError> {
+        let addresses = pods.flat_map(|facts::ClientAddresses { address4, address6 }| {
+            [address4.map(IpAddr::from), address6.map(IpAddr::from)].into_iter().flatten()
+        });
+        self.addresses.set_pods(&mut self.store, addresses.map(Address::from).collect())
     }
 
     /// Service ports that are not, or not as planned, in the maps, and why.

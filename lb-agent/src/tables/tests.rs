@@ -516,7 +516,24 @@ fn service_addresses_are_marked_as_such_beside_the_nodes_own() {
     let three = node_ports | AddressFlags::CLUSTER_IP;
     assert_eq!(flags(&tables), [(first, AddressFlags::NODE), (second.clone(), three)]);
     tables.set_node(&NodeFacts::default(), |_| false).unwrap();
-    assert_eq!(flags(&tables), [(second, AddressFlags::CLUSTER_IP)]);
+    assert_eq!(flags(&tables), [(second.clone(), AddressFlags::CLUSTER_IP)]);
+
+    // Pods come and go, also while no agent runs.
+    let pod = |last| facts::ClientAddresses {
+        address4: Some([192, 0, 2, last].into()),
+        ..facts::ClientAddresses::default()
+    };
+    tables.set_pods([pod(1), pod(2)].into_iter()).unwrap();
+    let marked = |last: u8| (format!("192.0.2.{last}"), AddressFlags::POD);
+    let service = (second, AddressFlags::CLUSTER_IP);
+    let all = |tables: &Tables<FakeStore>| flags(tables).into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(all(&tables), [marked(1), marked(2), service.clone()].into());
+    let mut tables = applied(tables.into_store(), &only);
+    assert_eq!(all(&tables), [marked(1), marked(2), service.clone()].into());
+    tables.set_pods([pod(2), pod(3)].into_iter()).unwrap();
+    assert_eq!(all(&tables), [marked(2), marked(3), service.clone()].into());
+    tables.set_pods(std::iter::empty()).unwrap();
+    assert_eq!(all(&tables), [service].into());
 
     // The last port of an address takes its mark along.
     let gone = Delta { frontends: [(frontend(2), None)].into(), ..Delta::default() };

@@ -64,7 +64,7 @@ pub mod map {
     pub const BACKENDS: &str = "BACKENDS";
     /// Hash `u32` service index → [`super::ServiceName`].
     pub const NAMES: &str = "NAMES";
-    /// Hash [`super::Address`] → `u32` [`super::AddressFlags`]: the node's own addresses and those of Services.
+    /// Hash [`super::Address`] → `u32` [`super::AddressFlags`]: the node's own addresses, its pods' and those of Services.
     pub const ADDRESSES: &str = "ADDRESSES";
     /// Hash `u64` network namespace cookie → [`super::ClientAddresses`].
     pub const CLIENTS: &str = "CLIENTS";

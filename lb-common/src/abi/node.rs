@@ -18,8 +18,10 @@ impl AddressFlags {
     /// An external IP or a load balancer's address of a Service. What no Service has there is the
     /// business of whoever has the address.
     pub const EXTERNAL: u32 = 1 << 3;
+    /// A pod of this node that is served by packet: answers to it may be translated.
+    pub const POD: u32 = 1 << 4;
     /// Packets to such an address may be translated.
-    pub const OURS: u32 = Self::NODE | Self::CLUSTER_IP | Self::EXTERNAL;
+    pub const OURS: u32 = Self::NODE | Self::CLUSTER_IP | Self::EXTERNAL | Self::POD;
 }
 
 /// Value of DEVICES: a device on which packets enter from outside or from other nodes.

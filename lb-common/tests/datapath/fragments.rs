@@ -1,6 +1,7 @@
 //! Fragments that come before the first one of their datagram.
 
 use super::{external, from_client, pod};
+use lb_common::abi::AddressFlags;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::Verdict;
 use lb_common::lb::answer::AnswerFormat;
@@ -93,7 +94,8 @@ fn replies_to_the_node_wait_for_their_first_fragment() {
     of::<V6>();
 }
 
-/// A pod of this node asks, in any order; answers on their way to it are to be in order.
+/// A pod of this node asks, in any order; answers are put in order where they come in, and not again
+/// where they get to it.
 #[test]
 fn fragments_from_a_pod_wait_for_their_first_one() {
     fn of<F: AnswerFormat>() {
@@ -110,8 +112,24 @@ fn fragments_from_a_pod_wait_for_their_first_one() {
         let parked = resent(&mut node);
         let outcome = node.ingress::<PodTc>(&parked[0].bytes);
         assert_eq!(outcome.bytes, piece(&goes, 5, false).frame());
-        let early = piece(&goes.reply(0), 5, false);
+        let answer = goes.reply(0);
+        let early = piece(&answer, 5, false);
         assert_eq!(node.egress::<PodTc>(&early.frame()).verdict, Verdict::Pass);
+        for from in [device::UPLINK, device::POD] {
+            let mut node = node.clone();
+            node.input = from;
+            let comes = |node: &mut Node<F>, sent: &Segment| match from {
+                device::POD => node.ingress::<PodTc>(&sent.frame()).verdict,
+                _ => node.ingress::<Tc>(&sent.frame()).verdict,
+            };
+            node.world.addresses.remove(&client.ip().into());
+            assert_eq!(comes(&mut node, &early), Verdict::Pass, "a pod that nobody knows");
+            node.world.addresses.insert(client.ip().into(), AddressFlags::POD);
+            assert_eq!(comes(&mut node, &early), Verdict::Parked);
+            assert_eq!(comes(&mut node, &piece(&answer, 0, true)), Verdict::Pass);
+            assert_eq!(resent(&mut node).len(), 1);
+            assert_eq!(comes(&mut node, &early), Verdict::Pass, "behind the first");
+        }
     }
     of::<V4>();
     of::<V6>();

@@ -56,8 +56,8 @@ fn datagrams_reach_a_backend_of_node_b_and_their_answers_come_back_whatever_the_
     pass(&Stage::up(&Options::default(), std::slice::from_ref(&service)), &service, "node-b");
 }
 
-/// Endpoints beside the pod, on the other node, and the pod itself. Answers come in the order of a stack.
-/// Where sockets are served, what a raw socket sends is nobody's business: then requests are in order too.
+/// Endpoints beside the pod, on the other node, and the pod itself. Where sockets are served, what a raw
+/// socket sends is nobody's business: then all is in order.
 #[test]
 fn datagrams_of_a_pod_reach_every_endpoint_whatever_the_order() {
     let services = [
@@ -71,9 +71,7 @@ fn datagrams_of_a_pod_reach_every_endpoint_whatever_the_order() {
             for family in Family::BOTH {
                 for (size, order) in each(orders) {
                     let request = Request::udp(service.cluster_ip().of(family), PORT);
-                    let in_order = order == Fragments::AsTheKernelDoes;
-                    let answer = if in_order { size } else { SHORT };
-                    let request = request.payloads(size, answer).fragments(order);
+                    let request = request.payloads(size, size).fragments(order);
                     let name = format!("{pods:?} {:?} {family} {size} {order:?}", service.backends);
                     let answer = stage.ask("pod-a1", &request);
                     let answer = answer.unwrap_or_else(|failure| panic!("{name}: {failure}"));
