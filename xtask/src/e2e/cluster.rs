@@ -7,12 +7,12 @@ use super::Proxy;
 use super::docker::{Docker, NAME};
 use super::node_image;
 use super::programs::Programs;
-use crate::chart;
 use crate::process;
 use crate::progress::Step;
+use crate::workspace;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
@@ -20,12 +20,32 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const CONFIG: &str = include_str!("../../../tests/e2e/kind.yaml");
+/// The cluster that readers make.
+const CONFIG: &str = include_str!("../../../deploy/kind.yaml");
+/// Machines with cgroup v1 controllers are good enough for tests.
+const KUBELET_CONFIG: &str = "\
+kind: KubeletConfiguration
+apiVersion: kubelet.config.k8s.io/v1beta1
+failCgroupV1: false
+";
 const CREATE_LIMIT: Duration = Duration::from_secs(600);
 /// What kind says, and then removes all nodes, when a machine is too busy to boot them in time.
 const SLOW_BOOT: &str = "could not find a log line that matches";
 /// The plugins' configuration on a node; CNI takes the first file of the folder.
 const CNI_CONFIG: &str = "/etc/cni/net.d/10-lb.conflist";
+
+/// deploy/kind.yaml, and what is different here.
+fn config(proxy: Proxy) -> Result<String> {
+    let mut config: Value =
+        serde_yaml_ng::from_str(CONFIG).context("deploy/kind.yaml is no YAML")?;
+    if proxy == Proxy::KubeProxy {
+        config["networking"]["kubeProxyMode"] = json!("nftables");
+    }
+    // kind's own comes as an image, which there is no registry for: `join_pods` does the same.
+    config["networking"]["disableDefaultCNI"] = json!(true);
+    config["kubeadmConfigPatches"] = json!([KUBELET_CONFIG]);
+    serde_yaml_ng::to_string(&config).context("write YAML")
+}
 
 /// A cluster that runs.
 pub struct Cluster<'a> {
@@ -35,7 +55,7 @@ pub struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    /// As kind.yaml has them.
+    /// As deploy/kind.yaml has them.
     pub const WORKERS: u32 = 2;
 
     /// Creates the cluster; its logs and kubeconfig go to `folder`.
@@ -52,15 +72,12 @@ impl<'a> Cluster<'a> {
     ) -> Result<Self> {
         let cluster = Self { docker, programs, folder: folder.to_owned() };
         let config = folder.join("kind.yaml");
-        let mode = match proxy {
-            Proxy::LbAgent => "none",
-            Proxy::KubeProxy => "nftables",
-        };
-        let bpffs = chart::folder().join("kind-bpffs.conf").display().to_string();
-        fs::write(&config, CONFIG.replace("{proxy}", mode).replace("{bpffs}", &bpffs))
+        fs::write(&config, self::config(proxy)?)
             .with_context(|| format!("write {}", config.display()))?;
         let log = folder.join("kind.log");
         let mut kind = docker.command(programs.path("kind")?);
+        // The file names another one from here.
+        kind.current_dir(workspace::root());
         kind.args(["create", "cluster", "--name", NAME, "--image", image, "--config"]);
         kind.arg(&config).arg("--kubeconfig").arg(cluster.kubeconfig());
         let mut ending = process::run_logged(&mut kind, &log, CREATE_LIMIT, step)?;
@@ -209,7 +226,7 @@ impl<'a> Cluster<'a> {
 }
 
 /// A veth and a host route per Pod, no masquerade: there is nothing outside to reach.
-fn conflist(cidrs: &[String]) -> serde_json::Value {
+fn conflist(cidrs: &[String]) -> Value {
     let ranges: Vec<_> = cidrs.iter().map(|cidr| json!([{ "subnet": cidr }])).collect();
     let default = |cidr: &String| if cidr.contains(':') { "::/0" } else { "0.0.0.0/0" };
     let routes: Vec<_> = cidrs.iter().map(|cidr| json!({ "dst": default(cidr) })).collect();
@@ -289,6 +306,21 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cluster_is_that_of_the_readers_file() {
+        for (proxy, mode) in [(Proxy::LbAgent, "none"), (Proxy::KubeProxy, "nftables")] {
+            let config: Value = serde_yaml_ng::from_str(&config(proxy).unwrap()).unwrap();
+            assert_eq!(config["networking"]["kubeProxyMode"], mode);
+            assert_eq!(config["networking"]["ipFamily"], "dual");
+            let nodes = config["nodes"].as_array().unwrap();
+            assert_eq!(nodes.len(), 1 + Cluster::WORKERS as usize);
+            for node in nodes {
+                let file = node["extraMounts"][0]["hostPath"].as_str().unwrap();
+                assert!(workspace::root().join(file).is_file(), "{file}");
+            }
+        }
+    }
 
     #[test]
     fn pods_of_a_node_are_reached_through_its_address_of_their_family() {
