@@ -2,7 +2,7 @@
 //! everything goes away again.
 
 use super::boot;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use lb_agent::args::{PodPath, Switch, XdpMode};
 use lb_agent::bpf::{Kernel, cleanup};
 use lb_agent::config::Capacities;
@@ -10,6 +10,7 @@ use lb_agent::node::facts::{Device, Role};
 use lb_agent::node::namespace::netns_cookie;
 use lb_agent::run::datapath::Setup;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -49,14 +50,27 @@ pub fn loads_attaches_and_leaves() -> Result<()> {
     cleanup::cleanup(Path::new(boot::BPFFS)).context("remove everything")?;
     let emptied = Instant::now() + EMPTIED;
     loop {
-        let left: Vec<_> = aya::programs::loaded_programs().collect::<Result<_, _>>()?;
-        if left.is_empty() {
+        let mut left = 0;
+        for program in aya::programs::loaded_programs() {
+            match program.map_err(Error::from) {
+                Ok(_) => left += 1,
+                // It went between its number and the look at it.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error).context("list the loaded programs"),
+            }
+        }
+        if left == 0 {
             return Ok(());
         }
         let late = Instant::now() >= emptied;
-        ensure!(!late, "{} programs are left after the cleanup", left.len());
+        ensure!(!late, "{left} programs are left after the cleanup");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+fn is_gone(error: &Error) -> bool {
+    let mut calls = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    calls.any(|call| call.kind() == io::ErrorKind::NotFound)
 }
 
 fn setup() -> Result<Setup> {
