@@ -12,9 +12,8 @@ use lb_common::env::TICK_NANOSECONDS;
 use lb_common::family::{Family, V4, V6};
 
 use super::error::BpfError;
-use super::frontends::Frontends;
+use super::frontends::{FrontendMaps, Frontends};
 use super::hash::Hash;
-use super::maps::PinnedMaps;
 use super::pins::Pins;
 use super::sys::{self, Access};
 use super::traffic::{Departed, SharedTraffic};
@@ -110,7 +109,7 @@ pub struct FlowTables {
     /// Counted with each pass: that costs what a pass costs, and only maps that are full cost much.
     all: CountedMaps,
     departed: Departed,
-    maps: PinnedMaps,
+    frontends: FrontendMaps,
 }
 
 impl FlowTables {
@@ -121,7 +120,7 @@ impl FlowTables {
             v6: Hash::open(pins, map::FLOWS6, Access::ReadWrite)?,
             all: CountedMaps::open(pins)?,
             departed: Departed::open(pins, traffic)?,
-            maps: PinnedMaps::open(pins, Access::Read)?,
+            frontends: FrontendMaps::open(pins)?,
         })
     }
 
@@ -130,7 +129,7 @@ impl FlowTables {
     pub fn expire(&mut self) -> Result<Pass, BpfError> {
         let now = now();
         self.departed.look()?;
-        let frontends = Frontends::read(&self.maps)?;
+        let frontends = self.frontends.read()?;
         let (v4, v6) = (expire(&self.v4, &frontends, now)?, expire(&self.v6, &frontends, now)?);
         Ok(Pass { v4, v6, hashes: self.all.usage()? })
     }

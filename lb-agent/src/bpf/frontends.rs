@@ -3,13 +3,38 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 
-use lb_common::abi::{Address, AddressFlags, Frontend, FrontendKey, ServiceIndex};
+use lb_common::abi::{Address, AddressFlags, Frontend, FrontendKey, ServiceIndex, map};
 use lb_common::bytes::Be16;
 
 use super::error::BpfError;
-use super::maps::PinnedMaps;
-use super::read::read_error;
-use crate::tables::store::Store as _;
+use super::hash::Hash;
+use super::pins::Pins;
+use super::sys::Access;
+
+/// The maps that tell it: FRONTENDS and ADDRESSES.
+#[derive(Debug)]
+pub struct FrontendMaps {
+    frontends: Hash<FrontendKey, Frontend>,
+    addresses: Hash<Address, u32>,
+}
+
+impl FrontendMaps {
+    /// Opens the pins.
+    pub fn open(pins: &Pins) -> Result<Self, BpfError> {
+        Ok(Self {
+            frontends: Hash::open(pins, map::FRONTENDS, Access::Read)?,
+            addresses: Hash::open(pins, map::ADDRESSES, Access::Read)?,
+        })
+    }
+
+    /// Reads both.
+    pub fn read(&self) -> Result<Frontends, BpfError> {
+        let error = |name| BpfError::call(name, "bpf(BPF_MAP_LOOKUP_BATCH)");
+        let frontends = self.frontends.entries().map_err(error(self.frontends.name()))?;
+        let addresses = self.addresses.entries().map_err(error(self.addresses.name()))?;
+        Ok(Frontends::new(frontends, addresses))
+    }
+}
 
 /// All frontends, at one moment.
 #[derive(Debug, Default)]
@@ -20,13 +45,6 @@ pub struct Frontends {
 }
 
 impl Frontends {
-    /// Reads FRONTENDS and ADDRESSES.
-    pub fn read(maps: &PinnedMaps) -> Result<Self, BpfError> {
-        let frontends = maps.frontends().map_err(read_error)?;
-        let addresses = maps.addresses().map_err(read_error)?;
-        Ok(Self::new(frontends, addresses))
-    }
-
     fn new(frontends: Vec<(FrontendKey, Frontend)>, addresses: Vec<(Address, u32)>) -> Self {
         let services = frontends.into_iter().map(|(key, frontend)| (key, frontend.service));
         let node = addresses.into_iter().filter(|(_, flags)| flags & AddressFlags::NODE_PORTS != 0);

@@ -72,6 +72,12 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         )
     }
 
+    /// Opens the pin of an array, by `u32`, to ask for one element now and then: nothing is mapped that
+    /// would count as this process's memory.
+    pub fn of_array(pins: &Pins, name: &'static str) -> Result<Self, BpfError> {
+        Self::of_kind(pins, name, Access::Read, &[bpf_map_type::BPF_MAP_TYPE_ARRAY])
+    }
+
     fn of_kind(
         pins: &Pins,
         name: &'static str,

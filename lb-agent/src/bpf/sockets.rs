@@ -1,9 +1,9 @@
 //! What the socket hooks remember of UDP sockets (REVERSE), judged by the backends' generations, by
 //! whose the address is that they named, or by what the same call would be told now.
 
-use std::io;
 use std::net::SocketAddr;
 
+use bytemuck::Pod;
 use lb_common::abi::{
     Address, AddressFlags, Backend, Frontend, FrontendKey, FrontendKind, ReverseKey, ReverseValue,
     ServiceIndex, ServicePointer, ServiceRecord, SourceSet, map,
@@ -15,10 +15,8 @@ use lb_common::wire::ip;
 
 use super::error::BpfError;
 use super::hash::Hash;
-use super::maps;
 use super::pins::Pins;
 use super::sys::Access;
-use super::table::Table;
 use super::takeover::Handover;
 use crate::run::datapath::{SocketOwner, Translations};
 
@@ -26,11 +24,11 @@ use crate::run::datapath::{SocketOwner, Translations};
 #[derive(Debug)]
 pub struct RememberedSockets {
     reverse: Hash<ReverseKey, ReverseValue>,
-    backends: Table<Backend>,
+    backends: Hash<u32, Backend>,
     frontends: Hash<FrontendKey, Frontend>,
     addresses: Hash<Address, u32>,
-    services: Table<ServicePointer>,
-    records: Table<ServiceRecord>,
+    services: Hash<u32, ServicePointer>,
+    records: Hash<u32, ServiceRecord>,
     handover: Handover,
     leads_pods: bool,
 }
@@ -40,11 +38,11 @@ impl RememberedSockets {
     pub fn open(pins: &Pins, leads_pods: bool) -> Result<Self, BpfError> {
         Ok(Self {
             reverse: Hash::open(pins, map::REVERSE, Access::ReadWrite)?,
-            backends: maps::table(pins, map::BACKENDS, Access::Read)?,
+            backends: Hash::of_array(pins, map::BACKENDS)?,
             frontends: Hash::open(pins, map::FRONTENDS, Access::Read)?,
             addresses: Hash::open(pins, map::ADDRESSES, Access::Read)?,
-            services: maps::table(pins, map::SERVICES, Access::Read)?,
-            records: maps::table(pins, map::RECORDS, Access::Read)?,
+            services: Hash::of_array(pins, map::SERVICES)?,
+            records: Hash::of_array(pins, map::RECORDS)?,
             handover: Handover::open(pins, Access::Read)?,
             leads_pods,
         })
@@ -53,13 +51,18 @@ impl RememberedSockets {
     /// Whether a UDP socket that was led to nobody would be led there again. A record that is being
     /// replaced meanwhile is another Service's at worst: then the socket's next call is judged anew.
     fn still_silent(&self, value: &ReverseValue) -> Result<bool, BpfError> {
-        let silent = self.frontend(value.address, value.port)?.and_then(|frontend| {
-            let kind = FrontendKind::from_number(frontend.kind)?;
+        let Some(frontend) = self.frontend(value.address, value.port)? else {
+            return Ok(false);
+        };
+        let Some(pointer) = look(&self.services, &frontend.service.0)? else {
+            return Ok(false);
+        };
+        let record = look(&self.records, &pointer.record)?;
+        let kind = FrontendKind::from_number(frontend.kind);
+        Ok(record.zip(kind).is_some_and(|(record, kind)| {
             let found = Found { service: frontend.service, kind };
-            let record = self.records.get(self.services.get(found.service.0)?.record)?;
-            Some(policy::still_silent(&record, &found, SourceSet(value.generation)))
-        });
-        Ok(silent.unwrap_or(false))
+            policy::still_silent(&record, &found, SourceSet(value.generation))
+        }))
     }
 
     /// Whether what the application named is another Service port's by now.
@@ -83,22 +86,14 @@ impl RememberedSockets {
     }
 
     fn frontend(&self, address: Address, port: Be16) -> Result<Option<Frontend>, BpfError> {
-        let frontend =
-            self.frontends.get(&FrontendKey { address, port, protocol: ip::UDP, pad: 0 });
-        frontend.map_err(BpfError::call(self.frontends.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))
+        look(&self.frontends, &FrontendKey { address, port, protocol: ip::UDP, pad: 0 })
     }
 
     fn has_node_ports(&self, address: Address) -> Result<bool, BpfError> {
-        let flags = self.addresses.get(&address);
-        let flags =
-            flags.map_err(BpfError::call(self.addresses.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))?;
+        let flags = look(&self.addresses, &address)?;
         // Only the node's own sockets are led from there.
         let has_them = flags.is_some_and(|flags| flags & AddressFlags::NODE_PORTS != 0);
         Ok(has_them || address.is_loopback())
-    }
-
-    fn error(&self, call: &'static str) -> impl FnOnce(io::Error) -> BpfError {
-        BpfError::call(self.reverse.name(), call)
     }
 }
 
@@ -106,14 +101,13 @@ impl Translations for RememberedSockets {
     type Error = BpfError;
 
     fn is_stale(&self, cookie: u64, backend: SocketAddr) -> Result<bool, BpfError> {
-        let entry = self.reverse.get(&key(cookie, backend));
-        let Some(value) = entry.map_err(self.error("bpf(BPF_MAP_LOOKUP_ELEM)"))? else {
+        let Some(value) = look(&self.reverse, &key(cookie, backend))? else {
             return Ok(false);
         };
         if key(cookie, backend).address.is_discard() {
             return self.still_silent(&value).map(|silent| !silent);
         }
-        match self.backends.get(value.backend.0) {
+        match look(&self.backends, &value.backend.0)? {
             Some(backend) if backend.generation == value.generation => {
                 self.has_moved(&value, backend.service)
             }
@@ -135,14 +129,17 @@ impl Translations for RememberedSockets {
         if self.named(key.address, key.port, owner)?.is_none() {
             return Ok(false);
         }
-        let led = self.reverse.get(&key).map_err(self.error("bpf(BPF_MAP_LOOKUP_ELEM)"))?;
-        Ok(led.is_none() && !self.handover.leads(from, to)?)
+        Ok(look(&self.reverse, &key)?.is_none() && !self.handover.leads(from, to)?)
     }
 
     fn forget(&self, cookie: u64, backend: SocketAddr) -> Result<(), BpfError> {
         let removed = self.reverse.remove(&key(cookie, backend));
-        removed.map(drop).map_err(self.error("bpf(BPF_MAP_DELETE_ELEM)"))
+        removed.map(drop).map_err(BpfError::call(self.reverse.name(), "bpf(BPF_MAP_DELETE_ELEM)"))
     }
+}
+
+fn look<K: Pod, V: Pod>(map: &Hash<K, V>, key: &K) -> Result<Option<V>, BpfError> {
+    map.get(key).map_err(BpfError::call(map.name(), "bpf(BPF_MAP_LOOKUP_ELEM)"))
 }
 
 fn key(cookie: u64, backend: SocketAddr) -> ReverseKey {

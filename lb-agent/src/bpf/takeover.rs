@@ -11,7 +11,7 @@ use lb_common::lb::takeover::{foreign, foreign_reply};
 
 use super::error::BpfError;
 use super::expiry::{self, CarriedFlows, now};
-use super::frontends::Frontends;
+use super::frontends::{FrontendMaps, Frontends};
 use super::hash::Hash;
 use super::maps::{self, PinnedMaps};
 use super::pins::Pins;
@@ -73,7 +73,7 @@ impl Handover {
     /// The Services, as the maps hold them.
     pub fn services(&self) -> Result<Services, BpfError> {
         let maps = PinnedMaps::open(&self.pins, Access::Read)?;
-        Ok(Services { frontends: Frontends::read(&maps)?, maps })
+        Ok(Services { frontends: FrontendMaps::open(&self.pins)?.read()?, maps })
     }
 
     /// Marks the flows that other proxies carry and that nothing in their packets tells: datagrams, and
