@@ -24,8 +24,9 @@ type Test = fn(&Cluster) -> Result<()>;
 
 /// Runs the tests one after another: each begins with what the one before it left.
 pub fn run(cluster: &Cluster, folder: &Path, step: &mut Step) -> Vec<Outcome> {
-    let tests: [(&str, Test); 5] = [
+    let tests: [(&str, Test); 6] = [
         ("kubectl does what the documents say", documents),
+        ("an agent's container removes what kube-proxy left, and nothing else", remove_kube_proxy),
         ("helm refuses the API server's ClusterIP as its address", refuse_cluster_ip),
         ("no request fails while every agent is replaced by another image", update),
         ("a node serves Services again after a reboot", reboot),
@@ -198,6 +199,42 @@ fn documents(cluster: &Cluster) -> Result<()> {
         ensure!(!said.trim().is_empty(), "{shown} prints nothing");
     }
     Ok(())
+}
+
+/// With the capabilities that the chart gives it.
+fn remove_kube_proxy(cluster: &Cluster) -> Result<()> {
+    const LEAVE: &str = "for family in ip ip6; do
+            nft add table $family kube-proxy
+            nft add chain $family kube-proxy services
+        done
+        for iptables in iptables ip6tables; do
+            $iptables -t nat -N KUBE-SERVICES
+            $iptables -t nat -A PREROUTING -j KUBE-SERVICES
+            $iptables -t nat -N OTHERS
+            $iptables -t nat -A PREROUTING -j OTHERS
+        done";
+    const LIST: &str = "nft list ruleset";
+    let node = format!("{NAME}-worker");
+    let on_node = |script: &str| cluster.docker(&["exec", &node, "sh", "-euc", script]);
+    on_node(LEAVE)?;
+    let selector = format!("--field-selector=spec.nodeName={node}");
+    let pods = ["-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=lb-agent"];
+    let first = ["-o", "jsonpath={.items[0].metadata.name}"];
+    let pod = cluster.kubectl(&[&pods[..], &[&selector], &first].concat())?;
+    let exec = ["-n", "kube-system", "exec", &pod, "--", "/lb-agent", "cleanup", "--kube-proxy"];
+    let said = cluster.kubectl(&exec)?;
+    let expected = "removed 2 tables (nftables), 2 chains and 2 jumps to them (iptables)";
+    ensure!(said.contains(expected), "{said}");
+    let left = on_node(LIST)?;
+    ensure!(!left.contains("kube-proxy") && !left.contains("KUBE-SERVICES"), "{left}");
+    ensure!(left.matches("jump OTHERS").count() == 2, "{left}");
+    on_node(
+        "for iptables in iptables ip6tables; do
+            $iptables -t nat -D PREROUTING -j OTHERS
+            $iptables -t nat -X OTHERS
+        done",
+    )
+    .map(drop)
 }
 
 fn update(cluster: &Cluster) -> Result<()> {
