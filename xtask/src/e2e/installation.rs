@@ -180,11 +180,18 @@ fn refuse_cluster_ip(cluster: &Cluster) -> Result<()> {
     }
 }
 
+/// The name of the first of these Pods.
+const FIRST: &str = "jsonpath={.items[0].metadata.name}";
+
+/// What kubectl says of the agents' Pods.
+fn agent_pods(cluster: &Cluster, more: &[&str]) -> Result<String> {
+    let pods = ["-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=lb-agent"];
+    cluster.kubectl(&[&pods[..], more].concat())
+}
+
 /// Also what enters a container, which takes a kubelet.
 fn documents(cluster: &Cluster) -> Result<()> {
-    let pods = ["-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=lb-agent"];
-    let first = ["-o", "jsonpath={.items[0].metadata.name}"];
-    let pod = cluster.kubectl(&[&pods[..], &first].concat())?;
+    let pod = agent_pods(cluster, &["-o", FIRST])?;
     let shown = documents::commands();
     // What takes a terminal gets one in tests/tests/netns/top.rs.
     let is_ours = |shown: &&documents::Shown| {
@@ -213,19 +220,16 @@ fn remove_kube_proxy(cluster: &Cluster) -> Result<()> {
             $iptables -t nat -N OTHERS
             $iptables -t nat -A PREROUTING -j OTHERS
         done";
-    const LIST: &str = "nft list ruleset";
     let node = format!("{NAME}-worker");
     let on_node = |script: &str| cluster.docker(&["exec", &node, "sh", "-euc", script]);
     on_node(LEAVE)?;
     let selector = format!("--field-selector=spec.nodeName={node}");
-    let pods = ["-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=lb-agent"];
-    let first = ["-o", "jsonpath={.items[0].metadata.name}"];
-    let pod = cluster.kubectl(&[&pods[..], &[&selector], &first].concat())?;
+    let pod = agent_pods(cluster, &[&selector, "-o", FIRST])?;
     let exec = ["-n", "kube-system", "exec", &pod, "--", "/lb-agent", "cleanup", "--kube-proxy"];
     let said = cluster.kubectl(&exec)?;
     let expected = "removed 2 tables (nftables), 2 chains and 2 jumps to them (iptables)";
     ensure!(said.contains(expected), "{said}");
-    let left = on_node(LIST)?;
+    let left = on_node("nft list ruleset")?;
     ensure!(!left.contains("kube-proxy") && !left.contains("KUBE-SERVICES"), "{left}");
     ensure!(left.matches("jump OTHERS").count() == 2, "{left}");
     on_node(
@@ -247,9 +251,8 @@ fn update(cluster: &Cluster) -> Result<()> {
     load.go_on()?;
     agent::helm(cluster, &["upgrade", "--reuse-values", "--set", "image.tag=next"])?;
     load.go_on()?;
-    let pods = ["-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=lb-agent", "-o"];
     let images = "jsonpath={.items[*].spec.containers[0].image}";
-    let images = cluster.kubectl(&[&pods[..], &[images]].concat())?;
+    let images = agent_pods(cluster, &["-o", images])?;
     let nodes = cluster.node_names()?.len();
     ensure!(images == [NEXT].repeat(nodes).join(" "), "the agents run {images}");
     load.ensure_none_failed()
@@ -262,10 +265,9 @@ fn reboot(cluster: &Cluster) -> Result<()> {
     let boot = ["get", "node", &node, "-o", "jsonpath={.status.nodeInfo.bootID}"];
     let agents = || {
         let selector = format!("--field-selector=spec.nodeName={node}");
-        let pods = ["-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=lb-agent"];
         let state = "jsonpath={.items[0].status.containerStatuses[0].restartCount} \
                      {.items[0].status.containerStatuses[0].ready}";
-        cluster.kubectl(&[&pods[..], &[&selector, "-o", state]].concat())
+        agent_pods(cluster, &[&selector, "-o", state])
     };
     let before = agents()?;
     ensure!(before.ends_with("true"), "before the reboot: {before}; {}", cluster.kubectl(&boot)?);
