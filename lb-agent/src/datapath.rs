@@ -191,16 +191,16 @@ impl Datapath for NodeDatapath {
         if let Some(tables) = &mut self.tables {
             tables.maintain()?;
         }
+        let mut sockets_were_left = false;
         if let Some((handover, looked)) = &mut self.handover
             && looked.elapsed() >= FOLLOW
         {
-            let sockets_were_left = warn_of(takeover::follow(handover));
+            sockets_were_left = warn_of(takeover::follow(handover));
             *looked = Instant::now();
-            if sockets_were_left {
-                return Ok(ApplyReport { udp_endpoints_left: true, ..self.report() });
-            }
         }
-        Ok(self.report())
+        let mut report = self.report();
+        report.udp_endpoints_left |= sockets_were_left;
+        Ok(report)
     }
 
     fn fill(&self) -> Vec<MapFill> {

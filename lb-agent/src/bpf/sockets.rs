@@ -18,7 +18,7 @@ use super::hash::Hash;
 use super::pins::Pins;
 use super::sys::Access;
 use super::takeover::Handover;
-use crate::run::datapath::{SocketOwner, Translations};
+use crate::run::datapath::{ConnectedSocket, SocketOwner, Translations};
 
 /// REVERSE, and what its entries lead to.
 #[derive(Debug)]
@@ -71,6 +71,14 @@ impl RememberedSockets {
         Ok(frontend.is_some_and(|frontend| frontend.service != service))
     }
 
+    /// Whether a socket that no hook has led names a Service, and nobody else leads it.
+    fn is_left(&self, socket: &ConnectedSocket, key: &ReverseKey) -> Result<bool, BpfError> {
+        let is_ours = socket.owner == SocketOwner::Node || self.leads_pods;
+        Ok(is_ours
+            && self.named(key.address, key.port, socket.owner)?.is_some()
+            && !self.handover.leads(socket.from, socket.to)?)
+    }
+
     /// What such a socket names.
     fn named(
         &self,
@@ -100,11 +108,12 @@ impl RememberedSockets {
 impl Translations for RememberedSockets {
     type Error = BpfError;
 
-    fn is_stale(&self, cookie: u64, backend: SocketAddr) -> Result<bool, BpfError> {
-        let Some(value) = look(&self.reverse, &key(cookie, backend))? else {
-            return Ok(false);
+    fn is_stale(&self, socket: &ConnectedSocket) -> Result<bool, BpfError> {
+        let key = key(socket.cookie, socket.to);
+        let Some(value) = look(&self.reverse, &key)? else {
+            return self.is_left(socket, &key);
         };
-        if key(cookie, backend).address.is_discard() {
+        if key.address.is_discard() {
             return self.still_silent(&value).map(|silent| !silent);
         }
         match look(&self.backends, &value.backend.0)? {
@@ -113,23 +122,6 @@ impl Translations for RememberedSockets {
             }
             Some(_) | None => Ok(true),
         }
-    }
-
-    fn is_left(
-        &self,
-        cookie: u64,
-        from: SocketAddr,
-        to: SocketAddr,
-        owner: SocketOwner,
-    ) -> Result<bool, BpfError> {
-        if owner == SocketOwner::Pod && !self.leads_pods {
-            return Ok(false);
-        }
-        let key = key(cookie, to);
-        if self.named(key.address, key.port, owner)?.is_none() {
-            return Ok(false);
-        }
-        Ok(look(&self.reverse, &key)?.is_none() && !self.handover.leads(from, to)?)
     }
 
     fn forget(&self, cookie: u64, backend: SocketAddr) -> Result<(), BpfError> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -30,7 +31,7 @@ use crate::config::Capacities;
 use crate::node::cgroup::cgroup_root;
 use crate::node::facts::Role;
 use crate::plan::desired::FrontendKind as RowKind;
-use crate::run::datapath::Translations as _;
+use crate::run::datapath::{ConnectedSocket, SocketOwner, Translations as _};
 use crate::serve::collect::KernelCounters as _;
 use crate::tables::encode;
 use crate::tables::store::{Store as _, StoreError, Table};
@@ -142,6 +143,12 @@ const KEY: fn() -> FrontendKey =
     || FrontendKey { address: address("10.96.0.1"), port: Be16::new(80), protocol: 6, pad: 0 };
 const VALUE: Frontend = Frontend { service: ServiceIndex(7), kind: FrontendKind::ClusterIp as u32 };
 
+/// The node's, from wherever.
+fn connected(cookie: u64, to: SocketAddr) -> ConnectedSocket {
+    let from = "10.240.0.11:40000".parse().unwrap();
+    ConnectedSocket { cookie, from, to, owner: SocketOwner::Node }
+}
+
 /// One Service with one local backend.
 fn fill(maps: &mut PinnedMaps) {
     let mut text = [0; 152];
@@ -184,14 +191,17 @@ fn a_socket_is_stale_once_the_backend_that_it_was_led_to_has_another_generation(
             ReverseValue { backend: BackendIndex(5), generation: 3, ..ReverseValue::default() };
         reverse.set(&key, &value).unwrap();
         let sockets = kernel.sockets().unwrap();
-        assert!(!sockets.is_stale(77, mapped).unwrap());
+        assert!(!sockets.is_stale(&connected(77, mapped)).unwrap());
         maps.set_generation(BackendIndex(5), 4);
-        assert!(sockets.is_stale(77, mapped).unwrap());
-        assert!(!sockets.is_stale(78, mapped).unwrap(), "a socket that talks to it directly");
-        assert!(!sockets.is_stale(77, "10.244.0.9:8081".parse().unwrap()).unwrap());
+        assert!(sockets.is_stale(&connected(77, mapped)).unwrap());
+        assert!(
+            !sockets.is_stale(&connected(78, mapped)).unwrap(),
+            "a socket that talks to it directly"
+        );
+        assert!(!sockets.is_stale(&connected(77, "10.244.0.9:8081".parse().unwrap())).unwrap());
         sockets.forget(77, mapped).unwrap();
         sockets.forget(77, mapped).unwrap();
-        assert!(!sockets.is_stale(77, mapped).unwrap());
+        assert!(!sockets.is_stale(&connected(77, mapped)).unwrap());
     });
 }
 
@@ -314,7 +324,9 @@ fn a_socket_that_was_led_to_nobody_is_stale_once_the_same_call_would_be_served()
             reverse.set(&key, &ReverseValue { address, port, ..ReverseValue::default() }).unwrap();
         }
         let sockets = kernel.sockets().unwrap();
-        let stale = |cookie, peer: &str| sockets.is_stale(cookie, peer.parse().unwrap()).unwrap();
+        let stale = |cookie, peer: &str| {
+            sockets.is_stale(&connected(cookie, peer.parse().unwrap())).unwrap()
+        };
         assert!(!stale(77, "192.0.0.8:80"), "no endpoint is local");
         assert!(stale(78, "192.0.0.8:81"), "the port is no Service's");
         assert!(!stale(79, "192.0.0.8:80"), "a socket that was connected there by itself");

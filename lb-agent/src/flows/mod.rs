@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 use crate::cluster::snapshot::IpFamily;
 use crate::node::namespace::Visitor;
 use crate::node::pods::PodNamespaces;
-use crate::run::datapath::{SocketOwner, Translations};
+use crate::run::datapath::{ConnectedSocket, SocketOwner, Translations};
 use crate::serve::metrics::Metrics;
 use diag::{Connected, Diag, DiagError};
 
@@ -204,14 +204,12 @@ impl<T: Translations> Ender<T> {
         socket: &Connected,
         owner: SocketOwner,
     ) -> Result<bool, Box<dyn std::error::Error>> {
-        let (cookie, backend) = (socket.cookie(), socket.peer());
-        if !self.translations.is_stale(cookie, backend)?
-            && !self.translations.is_left(cookie, socket.local(), backend, owner)?
-        {
+        let (cookie, from, to) = (socket.cookie(), socket.local(), socket.peer());
+        if !self.translations.is_stale(&ConnectedSocket { cookie, from, to, owner })? {
             return Ok(false);
         }
         let was_ended = diag.destroy(socket)?;
-        self.translations.forget(cookie, backend)?;
+        self.translations.forget(cookie, to)?;
         Ok(was_ended)
     }
 }
@@ -239,18 +237,8 @@ mod tests {
     impl Translations for Left {
         type Error = std::convert::Infallible;
 
-        fn is_stale(&self, cookie: u64, backend: SocketAddr) -> Result<bool, Self::Error> {
-            Ok(self.0.lock().unwrap().contains(&(cookie, backend)))
-        }
-
-        fn is_left(
-            &self,
-            _cookie: u64,
-            _from: SocketAddr,
-            _to: SocketAddr,
-            _owner: SocketOwner,
-        ) -> Result<bool, Self::Error> {
-            Ok(false)
+        fn is_stale(&self, socket: &ConnectedSocket) -> Result<bool, Self::Error> {
+            Ok(self.0.lock().unwrap().contains(&(socket.cookie, socket.to)))
         }
 
         fn forget(&self, cookie: u64, backend: SocketAddr) -> Result<(), Self::Error> {

@@ -99,6 +99,19 @@ pub struct Expiry {
     pub flows: Vec<(IpFamily, FlowUse)>,
 }
 
+/// A connected UDP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectedSocket {
+    /// What `bpf_get_socket_cookie` returns for it.
+    pub cookie: u64,
+    /// Where its datagrams come from.
+    pub from: SocketAddr,
+    /// Where it is connected.
+    pub to: SocketAddr,
+    /// Whose it is.
+    pub owner: SocketOwner,
+}
+
 /// Whose a socket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketOwner {
@@ -113,21 +126,12 @@ pub trait Translations: Send + 'static {
     /// What goes wrong with one question; the next may succeed.
     type Error: std::error::Error + 'static;
 
-    /// Whether the hooks led the socket with this cookie to `backend`, and that endpoint has left the
-    /// Service since, or the address that was named has gone to another; or led it to nobody, because its packets were to be dropped, and wouldn't any more.
+    /// Whether the hooks led the socket to an endpoint that has left the Service since, or the address
+    /// that was named has gone to another; or led it to nobody, because its packets were to be dropped,
+    /// and wouldn't any more. Or whether they have not led it though it names a Service: it was connected
+    /// before they were there, or to an address that was no Service's, and nobody translates its datagrams.
     /// A socket that was connected to the endpoint itself is none of theirs.
-    fn is_stale(&self, cookie: u64, backend: SocketAddr) -> Result<bool, Self::Error>;
-
-    /// Whether a socket that the hooks have not led names a Service that would be led now: it was
-    /// connected before they were there, or to an address that was no Service's, and nobody translates
-    /// its datagrams.
-    fn is_left(
-        &self,
-        cookie: u64,
-        from: SocketAddr,
-        to: SocketAddr,
-        owner: SocketOwner,
-    ) -> Result<bool, Self::Error>;
+    fn is_stale(&self, socket: &ConnectedSocket) -> Result<bool, Self::Error>;
 
     /// The socket is not connected to `backend` any more.
     fn forget(&self, cookie: u64, backend: SocketAddr) -> Result<(), Self::Error>;

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::datapath::{
-    ApplyReport, Datapath, Expiry, FlowExpiry, Opened, Setup, SocketOwner, Translations,
+    ApplyReport, ConnectedSocket, Datapath, Expiry, FlowExpiry, Opened, Setup, Translations,
 };
 use super::run;
 use crate::args::{Args, Command};
@@ -76,17 +76,7 @@ impl FlowExpiry for Memory {
 impl Translations for Memory {
     type Error = std::convert::Infallible;
 
-    fn is_left(
-        &self,
-        _cookie: u64,
-        _from: SocketAddr,
-        _to: SocketAddr,
-        _owner: SocketOwner,
-    ) -> Result<bool, Self::Error> {
-        Ok(false)
-    }
-
-    fn is_stale(&self, _cookie: u64, _backend: SocketAddr) -> Result<bool, Self::Error> {
+    fn is_stale(&self, _socket: &ConnectedSocket) -> Result<bool, Self::Error> {
         Ok(false)
     }
 

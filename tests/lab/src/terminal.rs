@@ -144,8 +144,8 @@ fn whole(written: &[u8]) -> usize {
     if let Some(begin) = last(BEGIN).filter(|begin| last(END).is_none_or(|end| end < *begin)) {
         return begin;
     }
-    let parts = (1..BEGIN.len()).rev().filter_map(|length| BEGIN.get(..length));
-    written.len() - parts.into_iter().find(|part| written.ends_with(part)).map_or(0, <[u8]>::len)
+    let mut parts = (1..BEGIN.len()).rev().filter_map(|length| BEGIN.get(..length));
+    written.len() - parts.find(|part| written.ends_with(part)).map_or(0, <[u8]>::len)
 }
 
 #[cfg(test)]
