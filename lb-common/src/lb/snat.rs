@@ -11,6 +11,11 @@ use crate::family::Family;
 /// is three quarters full, all of them are taken once in 10,000 tries.
 const TRIES: u32 = 32;
 
+/// From one port that is tried to the next. Neighbours would not do: ports that are taken lie in
+/// rows then, and a row of [`TRIES`] is there as soon as half of the range is. Primes beyond the
+/// longest range, so that all ports of a short one are tried.
+const STRIDES: [u32; 8] = [181_123, 296_683, 412_253, 527_843, 643_403, 758_971, 874_543, 990_137];
+
 /// Under whose address a flow reaches its backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -41,6 +46,8 @@ pub fn claim<F: Family, E: Env<F>>(
     let range = last.wrapping_sub(first) as u32 + 1;
     let start = select::mix(select::tuple_hash(from) ^ F::fold(from.destination))
         ^ from.destination_port.get() as u32;
+    // Not the bits that choose the first port.
+    let stride = STRIDES[(start >> 29) as usize];
     key.source = backend.0;
     key.source_port = backend.1;
     key.destination_port = from.source_port;
@@ -48,7 +55,7 @@ pub fn claim<F: Family, E: Env<F>>(
     for attempt in 0..TRIES {
         let keeps_port = attempt == 0 && source == Source::Client;
         if !keeps_port {
-            let offset = start.wrapping_add(attempt) % range;
+            let offset = (start % range + attempt * stride) % range;
             key.destination_port = Be16::new(first.wrapping_add(offset as u16));
         }
         if let Some(existing) = env.flow(key) {
@@ -63,6 +70,9 @@ pub fn claim<F: Family, E: Env<F>>(
         }
         match env.insert_flow(key, reply) {
             Ok(()) => {
+                // Entries that were never looked up are the first to make room, even the newest
+                // (bpf_lru_list.c): the entry of the other direction would take this one's place.
+                let _ = env.flow(key);
                 *opened = 1;
                 return Ok(());
             }

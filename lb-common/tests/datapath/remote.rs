@@ -281,6 +281,24 @@ fn ports_that_sockets_of_the_node_use_are_not_taken_and_running_out_has_its_own_
 }
 
 #[test]
+fn ports_are_found_until_seven_tenths_of_the_range_are_taken() {
+    fn of<F: AnswerFormat>() {
+        for range in [1_000, 8_192, 28_232] {
+            let mut node = scene::node::<F>();
+            node.snat_ports = (32_768, 32_768 + (range - 1));
+            let mut sent = from_client::<F>(external::<F>(port::REMOTE), Transport::Udp);
+            for client in 0..range / 10 * 7 {
+                sent.source.set_port(1 + client);
+                let outcome = node.ingress::<Tc>(&sent.frame());
+                assert_eq!(outcome.verdict, Verdict::Forward, "{client} of {range} taken");
+            }
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
 fn a_flow_table_that_refuses_is_a_drop_with_its_reason() {
     fn of<F: AnswerFormat>() {
         let mut node = scene::node::<F>();

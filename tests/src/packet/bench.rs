@@ -1,6 +1,6 @@
 //! A loaded object beside a model of the same node: both get every frame, and must agree.
 
-use super::programs::{Hook, Programs, Run};
+use super::programs::{FLOWS, Hook, Programs, Run};
 use super::{differ, network};
 use anyhow::{Context, Result, anyhow, ensure};
 use lb_common::abi::{Config, ConfigFlags, Event, FlowFlags, SCTP_PROGRAMS};
@@ -48,7 +48,7 @@ impl<F: AnswerFormat> Bench<F> {
         let model = scene::node::<F>();
         network::populate(&model)?;
         let programs = Hook::ALL.map(Hook::program);
-        Self::load(model, &[&programs[..], &SCTP_PROGRAMS].concat())
+        Self::load(model, &[&programs[..], &SCTP_PROGRAMS].concat(), FLOWS)
     }
 
     /// A second bench in the same network, for tc ingress alone and with this range of SNAT ports.
@@ -58,14 +58,23 @@ impl<F: AnswerFormat> Bench<F> {
     pub fn with_snat_ports(ports: (u16, u16)) -> Result<Self> {
         let mut model = scene::node::<F>();
         model.snat_ports = ports;
-        Self::load(model, &["tc_ingress"])
+        Self::load(model, &["tc_ingress"], FLOWS)
     }
 
-    fn load(model: Node<F>, programs: &[&str]) -> Result<Self> {
+    /// A second bench in the same network, for tc ingress alone and with room for as many flow entries. The
+    /// model doesn't know which of them the kernel evicts.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program or a map.
+    pub fn with_flows(entries: u32) -> Result<Self> {
+        Self::load(scene::node::<F>(), &["tc_ingress"], entries)
+    }
+
+    fn load(model: Node<F>, programs: &[&str], flows: u32) -> Result<Self> {
         let (snat_port_min, snat_port_max) = model.snat_ports;
         let flags = ConfigFlags::POD_PACKETS | ConfigFlags::TRAFFIC;
         let config = Config { host_netns_cookie: HOST, snat_port_min, snat_port_max, flags };
-        let mut programs = Programs::load(&config, |name| programs.contains(&name))?;
+        let mut programs = Programs::load(&config, flows, |name| programs.contains(&name))?;
         programs.fill(&model.world)?;
         // Every event is compared.
         programs.watch(&EVERYTHING)?;
@@ -216,10 +225,22 @@ impl<F: AnswerFormat> Bench<F> {
     /// # Errors
     /// When it isn't forwarded.
     pub fn open(&mut self, frame: &[u8]) -> Result<SocketAddr> {
-        let run = self.run(Hook::Ingress, frame)?;
-        ensure!(run.action == TC_REDIRECT, "action {} instead of a redirect", run.action);
-        source::<F>(&run.bytes)
+        opened::<F>(&self.run(Hook::Ingress, frame)?)
     }
+
+    /// As [`Bench::open`], and the model isn't asked.
+    ///
+    /// # Errors
+    /// When it isn't forwarded.
+    pub fn open_unseen(&mut self, frame: &[u8]) -> Result<SocketAddr> {
+        opened::<F>(&self.programs.run(Hook::Ingress, device::UPLINK, 0, frame)?)
+    }
+}
+
+/// The source of a forwarded frame.
+fn opened<F: Family>(run: &Run) -> Result<SocketAddr> {
+    ensure!(run.action == TC_REDIRECT, "action {} instead of a redirect", run.action);
+    source::<F>(&run.bytes)
 }
 
 /// The source address and port of a frame.

@@ -10,7 +10,7 @@ use lb_common::abi::{BackendFlags, FlowFlags, SERVICE_RANGES_MAX, SourceSet};
 use lb_common::family::Family;
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::model::frame::{Fragment, Segment, Transport, with_link};
-use lb_common::model::scene::{self, Role, at, ip, port};
+use lb_common::model::scene::{self, Role, at, device, ip, port};
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
@@ -37,6 +37,7 @@ pub(super) fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
         ),
         ("UDP chooses anew when its endpoint left, TCP is never cut", generations),
         ("a lost flow entry does not change a packet", repair),
+        ("an answer finds its flow in a full table", full_table),
         ("source ranges admit who is in one, to the load balancer's address", source_ranges),
         ("nothing for an unowned address of a Service range leaves", ranges),
         ("a client with session affinity keeps its endpoint, through every frontend", affinity),
@@ -384,4 +385,19 @@ fn ranges<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
     bench.change(|world| world.service_ranges = Default::default())?;
     bench.untouched(Hook::Egress, &stray.frame())?;
     bench.same_counts()
+}
+
+fn full_table<F: AnswerFormat>(_: &mut Bench<F>) -> Result<()> {
+    // The kernel's list falls into step with its user after a dozen times its length.
+    const ENTRIES: u32 = 768;
+    let mut bench = Bench::<F>::with_flows(ENTRIES)?;
+    for client in 1..=16 * ENTRIES as u16 {
+        let mut request = sent::<F>(external::<F>(port::REMOTE), Transport::Udp);
+        request.source.set_port(client);
+        let source = bench.open_unseen(&request.frame())?;
+        let reply = request.between(source, pod::<F>(Role::RemotePod), 63).reply(0);
+        let run = bench.programs.run(Hook::Ingress, device::UPLINK, 0, &reply.frame())?;
+        ensure!(run.action == TC_REDIRECT, "the answer to client {client} found nobody");
+    }
+    Ok(())
 }

@@ -22,6 +22,7 @@ mod robustness;
 use crate::report::Outcome;
 use anyhow::{Context, Result, anyhow};
 use bench::Bench;
+use lb_common::abi::Config;
 use lb_common::family::{V4, V6};
 use lb_common::lb::answer::AnswerFormat;
 use std::thread;
@@ -41,7 +42,7 @@ pub fn run_all() -> Vec<Outcome> {
 /// # Errors
 /// The verifier's log when a program is rejected.
 pub fn verified_instructions() -> Result<Vec<(String, u32)>> {
-    let programs = programs::Programs::load(&lb_common::abi::Config::default(), |_| true)?;
+    let programs = programs::Programs::load(&Config::default(), programs::FLOWS, |_| true)?;
     Ok(programs.verified()?.into_iter().collect())
 }
 

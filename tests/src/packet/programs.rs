@@ -20,6 +20,8 @@ use lb_common::model::world::World;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+/// Flow entries of each family that are more than any case has.
+pub const FLOWS: u32 = 16_384;
 /// Room for the longest frame of any case.
 const FRAME: usize = 16 * 1024;
 /// `struct __sk_buff`: its size and the members that a test run may set (include/uapi/linux/bpf.h).
@@ -79,12 +81,12 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Loads the programs that `wanted` names; the verifier has its say here, and takes seconds for each
+    /// Loads the programs that `wanted` names, with room for as many flow entries of each family; the verifier has its say here, and takes seconds for each
     /// in a virtual machine without hardware support.
     ///
     /// # Errors
     /// The verifier's log, or the map that the kernel refused.
-    pub fn load(config: &Config, wanted: impl Fn(&str) -> bool) -> Result<Self> {
+    pub fn load(config: &Config, flows: u32, wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         loader.override_global("CONFIG", bytes_of(config), true);
         for (name, entries) in [
@@ -92,8 +94,8 @@ impl Programs {
             (map::RECORDS, 256),
             (map::SLOTS, 32_768),
             (map::BACKENDS, 512),
-            (map::FLOWS4, 16_384),
-            (map::FLOWS6, 16_384),
+            (map::FLOWS4, flows),
+            (map::FLOWS6, flows),
         ] {
             loader.map_max_entries(name, entries);
         }

@@ -9,7 +9,7 @@ mod contract;
 mod servers;
 
 use crate::packet::network;
-use crate::packet::programs::Programs;
+use crate::packet::programs::{FLOWS, Programs};
 use crate::report::Outcome;
 use anyhow::{Context, Result};
 use aya::programs::{CgroupAttachMode, Program};
@@ -101,8 +101,9 @@ fn run<F: Family>(style: Style) -> Result<Vec<(&'static str, Result<(), String>)
     network::lead_out()?;
     let world = scene::world::<F>();
     let config = Config { host_netns_cookie: netns_cookie()?, ..Config::default() };
-    let mut programs =
-        Programs::load(&config, |name| !name.starts_with("tc_") && !name.starts_with("xdp_"))?;
+    let mut programs = Programs::load(&config, FLOWS, |name| {
+        !name.starts_with("tc_") && !name.starts_with("xdp_")
+    })?;
     programs.fill(&world)?;
     let cgroup = OwnCgroup::enter()?;
     let folder = cgroup.open()?;
