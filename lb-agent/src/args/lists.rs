@@ -111,7 +111,9 @@ pub struct FlowsArgs {
 pub enum FlowState {
     /// Nothing came back yet
     Unanswered,
-    /// TCP, both directions seen
+    /// TCP or SCTP, and the client hasn't answered the backend's answer
+    HalfOpen,
+    /// TCP, both sides have answered each other
     Established,
     /// UDP or SCTP, both directions seen
     Answered,
@@ -126,6 +128,7 @@ impl FlowState {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unanswered => "unanswered",
+            Self::HalfOpen => "half-open",
             Self::Established => "established",
             Self::Answered => "answered",
             Self::Closing => "closing",

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use lb_common::abi::{Flow, FlowFlags, FlowKey, map};
 use lb_common::env::TICK_NANOSECONDS;
 use lb_common::family::{Family, V4, V6};
+use lb_common::lb::snat::gives_way;
 
 use super::error::BpfError;
 use super::frontends::{FrontendMaps, Frontends};
@@ -28,9 +29,12 @@ const UDP: u32 = libc::IPPROTO_UDP.cast_unsigned();
 
 /// After a FIN or RST: the peers' TIME_WAIT and a few retransmissions.
 const CLOSED_SECONDS: u64 = 120;
-/// Nothing came back yet.
-const UNANSWERED_SECONDS: u64 = 60;
-/// As nf_conntrack_udp_timeout_stream and the usual advice for UDP; RFC 4787 asks for 120 at least.
+/// Nothing came back yet, or the client hasn't answered that: as nf_conntrack_tcp_timeout_syn_recv. Who
+/// sends SYNs under forged addresses gets no further.
+const UNASSURED_SECONDS: u64 = 60;
+/// A question, and perhaps its answer: as nf_conntrack_udp_timeout.
+const UDP_UNASSURED_SECONDS: u64 = 30;
+/// More than that. nf_conntrack_udp_timeout_stream has 120 s, as RFC 4787 asks for at least.
 const UDP_SECONDS: u64 = 180;
 /// As nf_conntrack_sctp_timeout_established; associations send heartbeats every 30 s (RFC 9260, 16).
 const SCTP_SECONDS: u64 = 210;
@@ -59,15 +63,22 @@ pub(super) fn seconds_between(last_seen: u32, now: u32) -> u64 {
     u64::from(ticks) * TICK_NANOSECONDS / 1_000_000_000
 }
 
-/// Seconds without a packet after which a flow is dead. `flags` are those of both entries.
+/// The flags of both entries as one flow's: a bit that one of them has, but for [`FlowFlags::UNASSURED`],
+/// where who knows better is right.
+pub(super) fn joined<F: Family>(flow: &Flow<F>, other: Option<&Flow<F>>) -> u32 {
+    let other = other.map_or(flow.flags, |other| other.flags);
+    (flow.flags | other) & !FlowFlags::UNASSURED | flow.flags & other & FlowFlags::UNASSURED
+}
+
+/// Seconds without a packet after which a flow is dead. `flags` are those of both entries, [`joined`].
 fn timeout(protocol: u32, flags: u32) -> u64 {
     if flags & FlowFlags::FOREIGN != 0 {
         // It says itself how long it is somebody's.
         0
     } else if flags & (FlowFlags::FIN | FlowFlags::RST) != 0 {
         CLOSED_SECONDS
-    } else if flags & FlowFlags::ANSWERED == 0 {
-        UNANSWERED_SECONDS
+    } else if flags & FlowFlags::ANSWERED == 0 || flags & FlowFlags::UNASSURED != 0 {
+        if protocol == UDP { UDP_UNASSURED_SECONDS } else { UNASSURED_SECONDS }
     } else {
         match protocol {
             TCP => TCP_SECONDS,
@@ -166,7 +177,7 @@ pub(super) fn carried<F: Family>(
             return;
         }
         let other = flows.get(&flow.translated.inverse()).ok().flatten();
-        let flags = flow.flags | other.map_or(0, |other| other.flags);
+        let flags = joined(flow, other.as_ref());
         let last = other.map_or(u64::MAX, |other| seconds_between(other.last_seen, now));
         let idle = seconds_between(flow.last_seen, now).min(last);
         let fins = flow.flags & other.map_or(0, |other| other.flags) & FlowFlags::FIN;
@@ -252,7 +263,7 @@ fn expire<F: Family>(
             } else if seconds_between(flow.last_seen, now) > timeout(key.protocol, flow.flags) {
                 candidates.push((*key, *flow));
             } else {
-                uses.count(key, flow);
+                uses.count(key, flow, now);
             }
         })
         .map_err(error("bpf(BPF_MAP_LOOKUP_BATCH)"))?;
@@ -282,7 +293,8 @@ fn has_moved<F: Family>(key: &FlowKey<F>, flow: &Flow<F>, frontends: &Frontends)
     frontends.of(key.protocol as u8, to).is_some_and(|service| service != flow.service)
 }
 
-/// An endpoint as one node address reaches it: each port of the SNAT range is there once.
+/// An endpoint as one node address reaches it: each port of the SNAT range is there once, and those that a
+/// new flow may take aren't counted.
 type SnatPool = (IpAddr, IpAddr, u16, u32);
 
 /// Counts flows by the way they take.
@@ -294,7 +306,7 @@ struct Uses {
 }
 
 impl Uses {
-    fn count<F: Family>(&mut self, key: &FlowKey<F>, flow: &Flow<F>) {
+    fn count<F: Family>(&mut self, key: &FlowKey<F>, flow: &Flow<F>, now: u32) {
         if flow.flags & (FlowFlags::REPLY | FlowFlags::FOREIGN) != 0 {
             return;
         }
@@ -303,6 +315,9 @@ impl Uses {
             return;
         }
         self.remote += 1;
+        if gives_way(flow.flags, flow.last_seen, now) {
+            return;
+        }
         let address = |address| IpAddr::from(F::widen(address));
         let FlowKey { source, destination, destination_port, .. } = flow.translated;
         let pool = (address(source), address(destination), destination_port.get(), key.protocol);
@@ -319,8 +334,7 @@ impl Uses {
 fn is_dead<F: Family>(protocol: u32, flow: &Flow<F>, other: Option<&Flow<F>>, now: u32) -> bool {
     let idle = seconds_between(flow.last_seen, now);
     let other_idle = other.map_or(idle, |other| seconds_between(other.last_seen, now));
-    let flags = flow.flags | other.map_or(0, |other| other.flags);
-    idle.min(other_idle) > timeout(protocol, flags)
+    idle.min(other_idle) > timeout(protocol, joined(flow, other))
 }
 
 #[cfg(test)]
@@ -328,20 +342,25 @@ mod tests {
     use super::*;
 
     const ANSWERED: u32 = FlowFlags::ANSWERED;
+    const UNASSURED: u32 = FlowFlags::UNASSURED;
+    const LOCAL: u32 = FlowFlags::LOCAL;
 
     #[test]
     fn a_flow_lives_as_long_as_its_protocol_and_state_allow() {
         for (case, protocol, flags, timeout_seconds) in [
-            ("UDP without an answer", UDP, 0, 60),
+            ("UDP without an answer", UDP, 0, 30),
+            ("a question by UDP and its answer", UDP, ANSWERED | UNASSURED, 30),
             ("UDP with answers", UDP, ANSWERED, 180),
             ("TCP without an answer", TCP, 0, 60),
+            ("TCP half open", TCP, ANSWERED | UNASSURED, 60),
+            ("TCP half open and reset", TCP, ANSWERED | UNASSURED | FlowFlags::RST, 120),
             ("TCP established", TCP, ANSWERED, 86_400),
             ("SCTP established", SCTP, ANSWERED, 210),
             ("SCTP shut down", SCTP, ANSWERED | FlowFlags::FIN, 120),
             ("TCP after a FIN", TCP, ANSWERED | FlowFlags::FIN, 120),
             ("TCP after a RST", TCP, ANSWERED | FlowFlags::RST, 120),
             ("TCP refused", TCP, FlowFlags::RST, 120),
-            ("direction and place don't matter", UDP, FlowFlags::REPLY | FlowFlags::LOCAL, 60),
+            ("direction and place don't matter", UDP, FlowFlags::REPLY | FlowFlags::LOCAL, 30),
             ("another proxy's, once it is over", UDP, FlowFlags::FOREIGN | ANSWERED, 0),
         ] {
             assert_eq!(timeout(protocol, flags), timeout_seconds, "{case}");
@@ -357,10 +376,17 @@ mod tests {
             Flow::<V4> { last_seen, flags, ..bytemuck::Zeroable::zeroed() }
         };
         for (case, protocol, flow, other, expected) in [
-            ("alone and idle", UDP, entry(61, 0), None, true),
-            ("alone and young", UDP, entry(59, 0), None, false),
+            ("alone and idle", UDP, entry(31, 0), None, true),
+            ("alone and young", UDP, entry(29, 0), None, false),
             ("the other is busy", UDP, entry(500, 0), Some(entry(1, 0)), false),
-            ("both idle", UDP, entry(500, 0), Some(entry(61, 0)), true),
+            ("both idle", UDP, entry(500, 0), Some(entry(31, 0)), true),
+            (
+                "half open for one, established for the other",
+                TCP,
+                entry(500, ANSWERED | UNASSURED),
+                Some(entry(500, ANSWERED)),
+                false,
+            ),
             ("answered, seen by the other", UDP, entry(70, 0), Some(entry(70, ANSWERED)), false),
             (
                 "closed by the other side",
@@ -383,11 +409,13 @@ mod tests {
         };
         let key = FlowKey::<V4> { protocol: TCP, ..bytemuck::Zeroable::zeroed() };
         let mut uses = Uses::default();
-        for flow in [flow(0, 1), flow(0, 1), flow(0, 2), flow(FlowFlags::LOCAL, 1)] {
-            uses.count(&key, &flow);
-            uses.count(&key, &Flow { flags: flow.flags | FlowFlags::REPLY, ..flow });
+        let (open, over) = (ANSWERED, ANSWERED | FlowFlags::RST);
+        for flow in [flow(open, 1), flow(open, 1), flow(open, 2), flow(over, 1), flow(LOCAL, 1)] {
+            uses.count(&key, &flow, ticks(10));
+            let reply = Flow { flags: flow.flags | FlowFlags::REPLY, ..flow };
+            uses.count(&key, &reply, ticks(10));
         }
-        assert_eq!(uses.sum(), FlowUse { local: 1, remote: 3, snat_ports: 2 });
+        assert_eq!(uses.sum(), FlowUse { local: 1, remote: 4, snat_ports: 2 });
     }
 
     #[test]

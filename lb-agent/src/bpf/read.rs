@@ -14,7 +14,7 @@ use lb_common::lb::DropReason;
 
 use super::counters::DropCounters;
 use super::error::BpfError;
-use super::expiry::{now, seconds_between};
+use super::expiry::{joined, now, seconds_between};
 use super::hash::Hash;
 use super::maps::PinnedMaps;
 use super::pins::Pins;
@@ -352,7 +352,7 @@ fn flow_row<F: Family>(
     let translated_source = socket_address::<F>(translated.source, translated.source_port);
     let idle = seconds_between(flow.last_seen, now);
     let protocol = encode::protocol(key.protocol as u8)?;
-    let flags = flow.flags | reply.map_or(0, |reply| reply.flags);
+    let flags = joined(flow, reply);
     Some(FlowRow {
         protocol,
         source,
@@ -373,6 +373,7 @@ fn state(protocol: Protocol, flags: u32) -> &'static str {
         _ if has(FlowFlags::RST) => "reset",
         _ if has(FlowFlags::FIN) => "closing",
         _ if !has(FlowFlags::ANSWERED) => "unanswered",
+        Protocol::Tcp | Protocol::Sctp if has(FlowFlags::UNASSURED) => "half-open",
         Protocol::Tcp => "established",
         Protocol::Udp | Protocol::Sctp => "answered",
     }

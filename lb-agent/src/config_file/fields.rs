@@ -401,14 +401,17 @@ pub const FIELDS: &[Field] = &[
         "conntrack-udp-timeout",
         Duration,
         &["0s"],
-        Ignored(Changes, "flows from outside without an answer are forgotten after 60 s"),
+        Ignored(
+            Changes,
+            "UDP flows from outside without an answer, or of less than a second, are forgotten after 30 s",
+        ),
     ),
     field(
         "conntrack.udpStreamTimeout",
         "conntrack-udp-timeout-stream",
         Duration,
         &["0s"],
-        Ignored(Changes, "UDP flows from outside are forgotten after 180 s of silence"),
+        Ignored(Changes, "other UDP flows from outside are forgotten after 180 s of silence"),
     ),
     field(
         "configSyncPeriod",

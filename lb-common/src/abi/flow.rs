@@ -118,6 +118,20 @@ impl FlowFlags {
     /// where they would leave, and sent on by us; replies where they come in, and go up the stack. With
     /// [`LOCAL`](Self::LOCAL) its address is kept, as the backend is a pod of this node.
     pub const FROM_NODE: u32 = 1 << 6;
+    /// Nothing says yet that more will come: a connection whose client hasn't answered the backend's
+    /// answer, or datagrams within one second. What conntrack has before IPS_ASSURED; kept in both
+    /// entries, and not set in entries of agents that didn't know it.
+    pub const UNASSURED: u32 = 1 << 7;
+    /// A TCP FIN was seen in the other direction.
+    pub const OTHER_FIN: u32 = 1 << 8;
+
+    /// Whether neither side sends anything any more, but for the last acknowledgments.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_ended(flags: u32) -> bool {
+        const BOTH: u32 = FlowFlags::FIN | FlowFlags::OTHER_FIN;
+        flags & Self::RST != 0 || flags & BOTH == BOTH
+    }
 }
 
 // SAFETY: `repr(C)` over Pod fields of alignment 4 or 2 in pairs; the const assertions below prove

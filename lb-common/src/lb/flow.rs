@@ -29,16 +29,27 @@ pub fn find<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> bool {
     }
     let added = seen(packet, flags) & !flags;
     let renewed = renewed(flags, last_seen, now);
-    if added != 0 || renewed.is_some() {
-        entry.flags |= added;
-        entry.last_seen = renewed.unwrap_or(last_seen);
-        if let Some(known) = env.flow(&packet.tuple) {
-            known.flags = entry.flags;
-            known.last_seen = entry.last_seen;
-        }
-        renew_other(env, &packet.tuple, entry, other, key);
+    // The table may lose either entry. Until more is known of a flow, every packet looks after both: a
+    // question from a port that was used a moment ago would find its flow, and the answer nothing.
+    let is_new = flags & FlowFlags::UNASSURED != 0;
+    if added == 0 && !is_new && renewed.is_none() {
+        return true;
     }
-    true
+    entry.flags |= added;
+    if is_new && assures(packet, flags | added, renewed.is_some()) {
+        entry.flags &= !FlowFlags::UNASSURED;
+    }
+    entry.last_seen = renewed.unwrap_or(last_seen);
+    if let Some(known) = env.flow(&packet.tuple) {
+        known.flags = entry.flags;
+        known.last_seen = entry.last_seen;
+    }
+    if renew_other(env, &packet.tuple, entry, other, key) {
+        return true;
+    }
+    // Answers would be another client's.
+    env.delete_flow(&packet.tuple);
+    false
 }
 
 /// Whether a tick has come.
@@ -116,8 +127,18 @@ fn seen<F: Family>(packet: &Packet<F>, flags: u32) -> u32 {
     bits
 }
 
+/// Whether this packet shows that the flow is more than its beginning. For datagrams conntrack wants two
+/// seconds between the first and this one; here it is the time after which `last_seen` is renewed.
+#[inline(always)]
+fn assures<F: Family>(packet: &Packet<F>, flags: u32, is_later: bool) -> bool {
+    if flags & FlowFlags::ANSWERED == 0 {
+        return false;
+    }
+    if packet.is_connection() { flags & FlowFlags::REPLY == 0 && !packet.opens() } else { is_later }
+}
+
 /// Touches the entry of the other direction, so that the table's LRU keeps both or neither, and
-/// writes it again if it was lost.
+/// writes it again if it was lost. `false` when it was, and the port is another flow's by now.
 #[inline(always)]
 fn renew_other<F: Family, E: Env<F>>(
     env: &mut E,
@@ -125,17 +146,34 @@ fn renew_other<F: Family, E: Env<F>>(
     flow: &Flow<F>,
     other: &mut Flow<F>,
     key: &mut FlowKey<F>,
-) {
+) -> bool {
     *key = flow.translated.inverse();
+    other.translated = tuple.inverse();
     if let Some(known) = env.flow(key) {
+        if known.translated != other.translated {
+            return flow.flags & FlowFlags::REPLY != 0;
+        }
         known.last_seen = flow.last_seen;
         known.flags |= flow.flags & (FlowFlags::RST | FlowFlags::ANSWERED);
-        return;
+        if flow.flags & FlowFlags::FIN != 0 {
+            known.flags |= FlowFlags::OTHER_FIN;
+        }
+        if flow.flags & FlowFlags::UNASSURED == 0 {
+            known.flags &= !FlowFlags::UNASSURED;
+        }
+        return true;
     }
     other.copy_from(flow);
     other.translated = tuple.inverse();
-    other.flags = (flow.flags ^ FlowFlags::REPLY) & !FlowFlags::FIN;
+    other.flags = (flow.flags ^ FlowFlags::REPLY) & !(FlowFlags::FIN | FlowFlags::OTHER_FIN);
+    if flow.flags & FlowFlags::FIN != 0 {
+        other.flags |= FlowFlags::OTHER_FIN;
+    }
+    if flow.flags & FlowFlags::OTHER_FIN != 0 {
+        other.flags |= FlowFlags::FIN;
+    }
     // Another CPU may have been faster, and a full table refuses: both are fine, the next renewal
     // tries again.
     let _ = env.insert_flow(key, other);
+    true
 }

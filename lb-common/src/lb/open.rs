@@ -118,7 +118,7 @@ fn choose_and_carry<F: ReadHeader, E: Env<F>>(
     candidates: &Candidates,
     side: Side,
 ) -> Verdict {
-    let Work { packet, entry, key, device, opened, .. } = work;
+    let Work { packet, entry, other, key, device, opened, .. } = work;
     let Some(chosen) = choose::<F, E>(env, packet, found, candidates) else {
         let subject = Subject::packet(found.service);
         return drop_packet(env, work, subject, DropReason::Inconsistent);
@@ -146,6 +146,9 @@ fn choose_and_carry<F: ReadHeader, E: Env<F>>(
         Path::NoSource => return drop_packet(env, work, subject, DropReason::NoSourceAddress),
     };
     let way = if side == Side::Egress { way | FlowFlags::FROM_NODE } else { way };
+    // A connection that is met on its way has lost its entries, or begun elsewhere.
+    let begins = !packet.is_connection() || packet.opens();
+    let way = if begins { way | FlowFlags::UNASSURED } else { way };
     *entry = Flow {
         translated: packet.tuple.inverse(),
         backend: chosen.index,
@@ -156,7 +159,8 @@ fn choose_and_carry<F: ReadHeader, E: Env<F>>(
         device: *device,
     };
     let backend = (chosen.address, chosen.port);
-    if let Err(reason) = snat::claim(env, &packet.tuple, source, backend, entry, key, opened) {
+    let mut claim = snat::Claim { reply: entry, key, spare: other, opened };
+    if let Err(reason) = snat::claim(env, &packet.tuple, source, backend, &mut claim) {
         return drop_packet(env, work, subject, reason);
     }
     entry.translated = key.inverse();

@@ -1,7 +1,8 @@
 //! What a flow remembers, when it forgets, and how it mends itself.
 
 use super::{ACK, FIN, OPENERS, RST, SYN, external, from_client, pod, source_of};
-use lb_common::abi::{Address, FlowFlags};
+use lb_common::abi::{Address, Flow, FlowFlags};
+use lb_common::bytes::Be16;
 use lb_common::env::RENEWAL_TICKS;
 use lb_common::family::{V4, V6};
 use lb_common::lb::Verdict;
@@ -201,7 +202,7 @@ fn each_direction_remembers_its_own_fin_and_both_a_reset_and_an_answer() {
         let mut node = scene::node::<F>();
         let sent = from_client::<F>(external::<F>(port::LOCAL), Transport::Tcp(SYN));
         node.ingress::<Tc>(&sent.frame());
-        let local = FlowFlags::LOCAL;
+        let local = FlowFlags::LOCAL | FlowFlags::UNASSURED;
         assert_eq!(flow_flags(&node), (local, local | FlowFlags::REPLY));
         let arrived = sent.between(sent.source, pod::<F>(Role::LocalPod), 64);
         node.egress::<Tc>(&arrived.reply(SYN | ACK).frame());
@@ -209,9 +210,125 @@ fn each_direction_remembers_its_own_fin_and_both_a_reset_and_an_answer() {
         assert_eq!(flow_flags(&node), (answered, answered | FlowFlags::REPLY));
         node.egress::<Tc>(&arrived.reply(FIN | ACK).frame());
         let reply = answered | FlowFlags::REPLY | FlowFlags::FIN;
-        assert_eq!(flow_flags(&node), (answered, reply));
+        let request = answered | FlowFlags::OTHER_FIN;
+        assert_eq!(flow_flags(&node), (request, reply));
         node.egress::<Tc>(&arrived.reply(RST).frame());
-        assert_eq!(flow_flags(&node), (answered | FlowFlags::RST, reply | FlowFlags::RST));
+        assert_eq!(flow_flags(&node), (request | FlowFlags::RST, reply | FlowFlags::RST));
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_connection_has_ended_with_a_fin_from_each_side_or_a_reset() {
+    fn of<F: AnswerFormat>() {
+        for (backend, client, expected) in [
+            (FIN, FIN, true),
+            (FIN, 0, false),
+            (0, FIN, false),
+            (RST, 0, true),
+            (0, RST, true),
+            (0, 0, false),
+        ] {
+            let mut node = scene::node::<F>();
+            let sent = from_client::<F>(external::<F>(port::LOCAL), Transport::Tcp(SYN));
+            node.ingress::<Tc>(&sent.frame());
+            let arrived = sent.between(sent.source, pod::<F>(Role::LocalPod), 64);
+            node.egress::<Tc>(&arrived.reply(backend | ACK).frame());
+            let last = Segment { transport: Transport::Tcp(client | ACK), ..sent };
+            node.ingress::<Tc>(&last.frame());
+            let case = format!("{backend:#x} {client:#x}");
+            let ended = |node: &Node<F>, reply| {
+                let mut entries = node.flows.values().map(|flow| flow.flags);
+                let flags = entries.find(|flags| flags & FlowFlags::REPLY == reply).unwrap();
+                assert_eq!(FlowFlags::has_ended(flags), expected, "{case}");
+            };
+            ended(&node, FlowFlags::REPLY);
+            ended(&node, 0);
+            // An entry that was lost is written again as it was.
+            node.flows.retain(|_, flow| flow.flags & FlowFlags::REPLY != 0);
+            node.world.now.set(node.world.now.get() + RENEWAL_TICKS);
+            node.egress::<Tc>(&arrived.reply(ACK).frame());
+            ended(&node, 0);
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_question_from_a_port_that_was_just_used_finds_both_entries_again() {
+    fn of<F: AnswerFormat>() {
+        for opener in [Transport::Udp, Transport::Tcp(SYN)] {
+            let mut node = scene::node::<F>();
+            let sent = from_client::<F>(external::<F>(port::REMOTE), opener);
+            let source = source_of::<F>(&node.ingress::<Tc>(&sent.frame()));
+            let whole = node.flows.clone();
+            node.flows.retain(|_, flow| flow.flags & FlowFlags::REPLY == 0);
+            node.ingress::<Tc>(&sent.frame());
+            assert_eq!(node.flows, whole);
+            let reply = sent.between(source, pod::<F>(Role::RemotePod), 64).reply(SYN | ACK);
+            assert_eq!(node.ingress::<Tc>(&reply.frame()).verdict, Verdict::Forward);
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_flow_whose_port_became_anothers_gets_a_new_one() {
+    fn of<F: AnswerFormat>() {
+        for opener in [Transport::Udp, Transport::Tcp(ACK)] {
+            let mut node = scene::node::<F>();
+            let sent = from_client::<F>(external::<F>(port::REMOTE), opener);
+            let source = source_of::<F>(&node.ingress::<Tc>(&sent.frame()));
+            // Its reply entry was lost, and another client's flow had the port next.
+            let is_reply = |flow: &&mut Flow<F>| flow.flags & FlowFlags::REPLY != 0;
+            let reply = node.flows.values_mut().find(is_reply).unwrap();
+            reply.translated.destination_port = Be16::new(port::CLIENT + 1);
+            let others = *reply;
+            node.world.now.set(node.world.now.get() + RENEWAL_TICKS);
+            assert_ne!(source_of::<F>(&node.ingress::<Tc>(&sent.frame())), source);
+            let left = node.flows.values().find(|flow| flow.translated == others.translated);
+            assert_eq!(left, Some(&others));
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_flow_is_assured_by_the_clients_answer_to_an_answer_or_by_later_datagrams() {
+    fn of<F: AnswerFormat>() {
+        let is_assured = |node: &Node<F>| {
+            let (request, reply) = flow_flags(node);
+            assert_eq!((request ^ reply) & FlowFlags::UNASSURED, 0);
+            request & FlowFlags::UNASSURED == 0
+        };
+        for opener in OPENERS {
+            let mut node = scene::node::<F>();
+            let sent = from_client::<F>(external::<F>(port::LOCAL), opener);
+            let arrived = sent.between(sent.source, pod::<F>(Role::LocalPod), 64);
+            let is_tcp = matches!(opener, Transport::Tcp(_));
+            let transport = if is_tcp { Transport::Tcp(ACK) } else { opener };
+            let next = Segment { transport, ..sent.clone() };
+            for packet in [&sent, &sent] {
+                node.ingress::<Tc>(&packet.frame());
+                assert!(!is_assured(&node), "{opener:?}: nobody has answered");
+            }
+            node.egress::<Tc>(&arrived.reply(SYN | ACK).frame());
+            assert!(!is_assured(&node), "{opener:?}: an answer may be unasked for");
+            node.ingress::<Tc>(&next.frame());
+            assert_eq!(is_assured(&node), is_tcp, "{opener:?}");
+            node.world.now.set(node.world.now.get() + RENEWAL_TICKS);
+            node.ingress::<Tc>(&next.frame());
+            assert!(is_assured(&node), "{opener:?}");
+        }
+        // A connection that is met on its way, as after the loss of its entries.
+        let mut node = scene::node::<F>();
+        let met = from_client::<F>(external::<F>(port::LOCAL), Transport::Tcp(ACK));
+        node.ingress::<Tc>(&met.frame());
+        assert!(is_assured(&node));
     }
     of::<V4>();
     of::<V6>();

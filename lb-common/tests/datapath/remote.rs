@@ -1,6 +1,6 @@
 //! Backends elsewhere: both directions are forwarded by us, behind the node's address.
 
-use super::{ACK, OPENERS, SYN, drops, external, from_client, pod, source_of};
+use super::{ACK, FIN, OPENERS, RST, SYN, drops, external, from_client, pod, source_of};
 use lb_common::abi::{Address, DeviceFlags};
 use lb_common::family::{V4, V6};
 use lb_common::lb::answer::AnswerFormat;
@@ -293,6 +293,90 @@ fn ports_are_found_until_seven_tenths_of_the_range_are_taken() {
                 assert_eq!(outcome.verdict, Verdict::Forward, "{client} of {range} taken");
             }
         }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+/// Seconds in ticks, rounded up.
+fn ticks(seconds: u64) -> u32 {
+    (seconds * 1_000_000_000).div_ceil(lb_common::env::TICK_NANOSECONDS) as u32
+}
+
+#[test]
+fn without_a_free_port_the_flow_that_is_over_longest_gives_way() {
+    fn of<F: AnswerFormat>() {
+        let (client, backend) = (true, false);
+        // Who sends what after the first packet, and whether the flow's port may be taken then.
+        let half_open = [(backend, SYN | ACK)];
+        let established = [half_open[0], (client, ACK)];
+        let half_closed = [half_open[0], established[1], (client, FIN | ACK)];
+        let closed = [half_open[0], established[1], half_closed[2], (backend, FIN | ACK)];
+        let reset = [half_open[0], established[1], (backend, RST)];
+        type Case<'a> = (&'static str, Transport, &'a [(bool, u8)], bool);
+        let cases: [Case; 8] = [
+            ("a SYN without an answer", Transport::Tcp(SYN), &[], true),
+            ("a half-open connection", Transport::Tcp(SYN), &half_open, true),
+            ("an established one", Transport::Tcp(SYN), &established, false),
+            ("one half closed", Transport::Tcp(SYN), &half_closed, false),
+            ("one closed", Transport::Tcp(SYN), &closed, true),
+            ("one reset", Transport::Tcp(SYN), &reset, true),
+            ("a datagram", Transport::Udp, &[], true),
+            ("a datagram and its answer", Transport::Udp, &[(backend, 0)], true),
+        ];
+        for (case, opener, rest, gives_way) in cases {
+            let mut node = scene::node::<F>();
+            node.snat_ports = (20_000, 20_001);
+            let mut taken = Vec::new();
+            let mut sent = from_client::<F>(external::<F>(port::REMOTE), opener);
+            // The first is over longer than the second.
+            for client in [1, 2] {
+                sent.source.set_port(client);
+                let source = source_of::<F>(&node.ingress::<Tc>(&sent.frame()));
+                taken.push(source);
+                let arrived = sent.between(source, pod::<F>(Role::RemotePod), 64);
+                for (by_client, flags) in rest {
+                    let packet = if *by_client {
+                        Segment { transport: Transport::Tcp(*flags), ..sent.clone() }
+                    } else {
+                        arrived.reply(*flags)
+                    };
+                    let outcome = node.ingress::<Tc>(&packet.frame());
+                    assert_eq!(outcome.verdict, Verdict::Forward, "{case}");
+                }
+                node.world.now.set(node.world.now.get() + ticks(2));
+            }
+            sent.source.set_port(3);
+            let third = node.ingress::<Tc>(&sent.frame()).verdict;
+            assert_eq!(third, Verdict::Drop, "{case}: it is over for four seconds");
+            node.world.now.set(node.world.now.get() + ticks(2));
+            let outcome = node.ingress::<Tc>(&sent.frame());
+            if !gives_way {
+                assert_eq!(outcome.verdict, Verdict::Drop, "{case}");
+                continue;
+            }
+            assert_eq!(source_of::<F>(&outcome), taken[0], "{case}");
+            assert_eq!(node.flows.len(), 4, "{case}: the old flow is gone in both directions");
+            // The old client's next packet can't be sent as the new one's.
+            sent.source.set_port(1);
+            let old = node.ingress::<Tc>(&sent.frame());
+            if old.verdict == Verdict::Forward {
+                assert_ne!(source_of::<F>(&old), taken[0], "{case}");
+            }
+        }
+        // Datagrams that go on for a second are more than a question.
+        let mut node = scene::node::<F>();
+        node.snat_ports = (20_000, 20_000);
+        let mut sent = from_client::<F>(external::<F>(port::REMOTE), Transport::Udp);
+        let source = source_of::<F>(&node.ingress::<Tc>(&sent.frame()));
+        let reply = sent.between(source, pod::<F>(Role::RemotePod), 64).reply(0);
+        node.ingress::<Tc>(&reply.frame());
+        node.world.now.set(node.world.now.get() + ticks(2));
+        node.ingress::<Tc>(&sent.frame());
+        node.world.now.set(node.world.now.get() + ticks(60));
+        sent.source.set_port(3);
+        assert_eq!(node.ingress::<Tc>(&sent.frame()).verdict, Verdict::Drop);
+        assert_eq!(drops(&node), [(DropReason::SnatExhausted, 1)]);
     }
     of::<V4>();
     of::<V6>();
