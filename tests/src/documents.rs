@@ -6,7 +6,7 @@
 use std::path::Path;
 
 /// What a reader may run.
-const PROGRAMS: [&str; 10] = [
+pub(crate) const PROGRAMS: [&str; 10] = [
     "lb-agent",
     "cargo",
     "kubectl",
@@ -40,13 +40,18 @@ impl std::fmt::Display for Shown {
 /// Every command of every document.
 #[must_use]
 pub fn commands() -> Vec<Shown> {
+    in_documents(of)
+}
+
+/// What `found` finds in every document.
+pub(crate) fn in_documents(found: fn(&str) -> Vec<Vec<String>>) -> Vec<Shown> {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = package.parent().unwrap_or(package);
     DOCUMENTS
         .into_iter()
         .flat_map(|document| {
             let text = std::fs::read_to_string(root.join(document)).unwrap_or_default();
-            let found = of(&text).into_iter();
+            let found = found(&text).into_iter();
             found.map(|words| Shown { document, words }).collect::<Vec<_>>()
         })
         .collect()
@@ -78,7 +83,7 @@ fn of(text: &str) -> Vec<Vec<String>> {
 }
 
 /// As a shell splits them; a comment ends the line.
-fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     for letter in line.chars() {
         match (letter, quote) {

@@ -19,6 +19,7 @@ use lb_tests::cluster::go::{HELM, KUBERNETES};
 use lb_tests::cluster::reach::eventually;
 use lb_tests::cluster::test_cluster::{NODES, add_nodes};
 use lb_tests::documents::{Shown, commands};
+use lb_tests::mentions::mentions;
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "kube-system";
@@ -71,6 +72,15 @@ impl Cluster {
         Ok(said.lines().filter(|name| name.contains("lb-agent")).map(str::to_owned).collect())
     }
 
+    /// Nobody waits for the end of what is deleted.
+    fn is_clean(&self, after: &Shown) -> Result<()> {
+        eventually(&format!("{after}, and uninstalled: nothing is left"), || {
+            let left = self.release()?;
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })
+    }
+
     /// The flags of the installed agents.
     fn flags(&self) -> Result<Vec<String>> {
         let words = ["kubectl", "get", "daemonset", "lb-agent", "-n", NAMESPACE, "-o", "json"];
@@ -118,11 +128,26 @@ fn with_kubelets<T>(api: &ApiClient, work: impl FnOnce() -> Result<T>) -> Result
     })
 }
 
+/// What the documents say to delete.
+fn add_kube_proxy(api: &ApiClient) -> Result<()> {
+    let labels = json!({"k8s-app": "kube-proxy"});
+    let containers = json!([{"name": "kube-proxy", "image": "kube-proxy"}]);
+    let template = json!({"metadata": {"labels": labels}, "spec": {"containers": containers}});
+    let object = json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "kube-proxy"},
+        "spec": {"selector": {"matchLabels": labels}, "template": template},
+    });
+    api.create(NAMESPACE, object)
+}
+
 fn starts(shown: &Shown, words: &[&str]) -> bool {
     shown.words.len() >= words.len() && shown.words.iter().zip(words).all(|(a, b)| a == b)
 }
 
-/// Each way to install, then whatever else is shown, then the way to uninstall.
+/// Each way to install with Helm, then whatever else is shown, then the way to uninstall; and the way
+/// without Helm, as it is shown.
 #[test]
 fn helm_and_kubectl_do_what_the_documents_say() -> Result<()> {
     let cluster = Cluster::start()?;
@@ -131,16 +156,27 @@ fn helm_and_kubectl_do_what_the_documents_say() -> Result<()> {
             && !shown.words.iter().any(|word| word == "exec")
     };
     let all: Vec<Shown> = commands().into_iter().filter(is_ours).collect();
+    let (plain, all): (Vec<_>, Vec<_>) =
+        all.iter().partition(|shown| shown.words.iter().any(|word| word.ends_with(".yaml")));
+    let mentioned = mentions().into_iter().filter(|shown| starts(shown, &["kubectl", "get"]));
+    // A Service that every API server has.
+    let named = |word: String| word.replace("=NAME", "=kubernetes");
+    let mentioned: Vec<_> = mentioned
+        .map(|shown| Shown { words: shown.words.into_iter().map(named).collect(), ..shown })
+        .collect();
+    ensure!(!mentioned.is_empty(), "none is mentioned");
     let (installs, others): (Vec<_>, Vec<_>) =
-        all.iter().partition(|shown| starts(shown, &["helm", "install"]));
+        all.into_iter().partition(|shown| starts(shown, &["helm", "install"]));
     let (uninstalls, others): (Vec<_>, Vec<_>) =
         others.into_iter().partition(|shown| starts(shown, &["helm", "uninstall"]));
-    ensure!(installs.len() > 1 && others.len() > 2 && !uninstalls.is_empty(), "{all:#?}");
+    ensure!(installs.len() > 1 && others.len() > 2 && !uninstalls.is_empty(), "{others:#?}");
+    ensure!(plain.len() > 3, "{plain:#?}");
     let run = |shown: &Shown| cluster.run(&shown.words).with_context(|| shown.to_string());
     with_kubelets(cluster.control_plane.api(), || {
         for install in installs {
             run(install)?;
-            for other in &others {
+            add_kube_proxy(cluster.control_plane.api())?;
+            for other in others.iter().copied().chain(&mentioned) {
                 run(other)?;
             }
             let flags = cluster.flags()?;
@@ -150,13 +186,11 @@ fn helm_and_kubectl_do_what_the_documents_say() -> Result<()> {
             for uninstall in &uninstalls {
                 run(uninstall)?;
             }
-            // Helm doesn't wait for the end of what it deletes.
-            eventually(&format!("{install}, and uninstalled: nothing is left"), || {
-                let left = cluster.release()?;
-                ensure!(left.is_empty(), "{left:?}");
-                Ok(())
-            })?;
+            cluster.is_clean(install)?;
         }
-        Ok(())
+        for shown in &plain {
+            run(shown)?;
+        }
+        cluster.is_clean(plain.last().context("nothing without Helm")?)
     })
 }

@@ -4,22 +4,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
 use clap::Parser as _;
+use clap::error::ErrorKind;
 use lb_agent::args::{Args, Command};
-use lb_lab::Options;
+use lb_lab::{Family, Options};
 use lb_tests::documents::{Shown, commands};
+use lb_tests::mentions::mentions;
 use lb_tests::promtool;
 
 use crate::manifest::Service;
 use crate::stage::Stage;
 
 /// How commands begin that are run elsewhere, and the test that runs them: its file and its function.
-const ELSEWHERE: [(&str, &str, &str); 10] = [
+const ELSEWHERE: [(&str, &str, &str); 14] = [
     // Parsed; the suites, the demo and the benchmarks run them.
     ("cargo xtask", "xtask/src/main.rs", "every_command_of_ours_in_the_documents_is_one"),
     // The suites of these packages are these tests.
     ("cargo test -p lb-common -p lb-agent", "xtask/src/test/suite.rs", "libtest"),
     ("kind create cluster --config deploy/kind.yaml", "xtask/src/e2e/cluster.rs", "create"),
     ("kind load image-archive target/oci/lb-agent.tar", "xtask/src/e2e/cluster.rs", "load"),
+    // What `kind load` does on each node.
+    ("ctr -n k8s.io images import", "xtask/src/e2e/cluster.rs", "load"),
     ("helm install lb-agent deploy/chart", CLUSTER.0, CLUSTER.1),
     ("helm upgrade lb-agent deploy/chart", CLUSTER.0, CLUSTER.1),
     ("helm uninstall lb-agent", CLUSTER.0, CLUSTER.1),
@@ -30,6 +34,9 @@ const ELSEWHERE: [(&str, &str, &str); 10] = [
         "keys_lead_to_endpoints_and_back_and_the_terminal_is_given_back",
     ),
     ("kubectl get", CLUSTER.0, CLUSTER.1),
+    ("kubectl apply -f deploy/", CLUSTER.0, CLUSTER.1),
+    ("kubectl delete -f deploy/", CLUSTER.0, CLUSTER.1),
+    ("kubectl -n kube-system delete daemonset kube-proxy", CLUSTER.0, CLUSTER.1),
 ];
 /// Takes them from the documents, as this test does, and runs them at a real API server.
 const CLUSTER: (&str, &str) =
@@ -53,7 +60,8 @@ fn root() -> PathBuf {
 
 #[test]
 fn what_is_run_elsewhere_is_shown_and_has_a_test_there() {
-    let shown: Vec<_> = commands().iter().map(|shown| shown.words.join(" ")).collect();
+    let shown = commands().into_iter().chain(mentions());
+    let shown: Vec<_> = shown.map(|shown| shown.words.join(" ")).collect();
     for (start, file, function) in ELSEWHERE {
         assert!(shown.iter().any(|line| line.starts_with(start)), "no document shows {start}");
         let text = std::fs::read_to_string(root().join(file));
@@ -104,6 +112,60 @@ fn every_command_in_the_documents_does_what_it_says_on_a_node() {
         expect_success(&stage, shown, &[]);
     }
     assert!(!cleanups.is_empty());
+}
+
+/// What running text has in a place of something of the reader's, and what the stage has.
+fn filled(shown: &Shown, service: &Service) -> Shown {
+    let words = shown.words.iter().map(|word| match word.as_str() {
+        "IP" => service.cluster_ip().of(Family::V4).to_string(),
+        "ENDPOINT" => "127.0.0.1".to_owned(),
+        _ => word.clone(),
+    });
+    Shown { words: words.collect(), ..shown.clone() }
+}
+
+/// Nobody finds a command there that doesn't exist, or an option. What lacks arguments is a command's name.
+#[test]
+fn commands_that_running_text_mentions_exist_and_do_something() {
+    let service = Service::node_port(1, &["pod-a1"]);
+    let stage = Stage::up(&Options::default(), std::slice::from_ref(&service));
+    let shown_too: Vec<_> = commands().into_iter().map(|shown| shown.words).collect();
+    let (mut run, mut unknown) = (0, Vec::new());
+    for mention in mentions() {
+        let is_shown = shown_too.iter().any(|words| words.starts_with(&mention.words));
+        let mention = filled(&mention, &service);
+        let Some(arguments) = ours(&mention) else {
+            if mention.words[0] == "ip" {
+                let words: Vec<_> = mention.words.iter().map(String::as_str).collect();
+                stage.run("node-a", &words);
+            } else if !is_shown
+                && !ELSEWHERE.iter().any(|(start, ..)| mention.words.join(" ").starts_with(start))
+            {
+                unknown.push(mention);
+            }
+            continue;
+        };
+        let words = ["lb-agent"].into_iter().chain(arguments.iter().map(String::as_str));
+        let parsed = match Args::try_parse_from(words) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                let is_name = error.kind() == ErrorKind::MissingRequiredArgument;
+                let is_help = error.kind() == ErrorKind::DisplayHelp;
+                assert!(is_help || is_name && arguments.len() == 1, "{mention}: {error}");
+                continue;
+            }
+        };
+        match parsed.command {
+            Command::Run(_) | Command::Top(_) | Command::Cleanup(_) => {}
+            Command::Monitor(_) => expect_success(&stage, &mention, &["--timeout", "1s"]),
+            _ => {
+                expect_success(&stage, &mention, &[]);
+                run += 1;
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "neither run nor accounted for: {unknown:#?}");
+    assert!(run > 3, "{run} commands were run");
 }
 
 /// The rules' file is where the documents say.
