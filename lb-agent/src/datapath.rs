@@ -104,6 +104,9 @@ impl NodeDatapath {
         }
         self.write_node(tables)?;
         let mut devices = self.facts.devices.clone();
+        if self.serves_sctp {
+            devices.extend(self.facts.own_devices.clone());
+        }
         if self.serves_sctp || self.kernel.pod_path() != PodPath::Socket {
             devices.extend(self.facts.pod_devices.clone());
         }

@@ -48,6 +48,8 @@ pub trait Family: Copy + Eq + Hash + Debug + 'static {
     const AF: u8;
     /// Whether the IP header carries a checksum of its own.
     const HAS_HEADER_CHECKSUM: bool;
+    /// Where the protocol's number (IPv6: of the next header) is in the IP header, bytes.
+    const PROTOCOL_OFFSET: u32;
     /// Offset of the source address in the IP header, bytes.
     const SOURCE_OFFSET: u32;
     /// Offset of the destination address in the IP header, bytes.
@@ -84,6 +86,7 @@ impl Family for V4 {
     const ICMP: u8 = 1;
     const AF: u8 = 2;
     const HAS_HEADER_CHECKSUM: bool = true;
+    const PROTOCOL_OFFSET: u32 = 9;
     const SOURCE_OFFSET: u32 = 12;
     const DESTINATION_OFFSET: u32 = 16;
     const MINIMUM_MTU: u32 = 68;
@@ -121,6 +124,7 @@ impl Family for V6 {
     const ICMP: u8 = 58;
     const AF: u8 = 10;
     const HAS_HEADER_CHECKSUM: bool = false;
+    const PROTOCOL_OFFSET: u32 = 6;
     const SOURCE_OFFSET: u32 = 8;
     const DESTINATION_OFFSET: u32 = 24;
     const MINIMUM_MTU: u32 = 1280;

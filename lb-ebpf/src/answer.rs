@@ -1,12 +1,12 @@
 //! Turns a packet into the answer to itself, an ICMP error or a TCP reset, and sends it back where it
 //! came from.
 
-use aya_ebpf::bindings::{__sk_buff, bpf_adj_room_mode};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC, bpf_adj_room_mode};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
 use lb_common::abi::FlowKey;
 use lb_common::env::Balance;
 use lb_common::lb::answer::{AnswerFormat, error_len};
-use lb_common::lb::{self, Answer};
+use lb_common::lb::{self, Answer, LOOPBACK};
 use lb_common::packet::Packet;
 use lb_common::wire::transport::{self, TcpHeader};
 use lb_common::wire::{ethernet, icmp, ip};
@@ -48,6 +48,10 @@ pub fn reset<F: AnswerFormat, const IP_OFFSET: u32>(
 
 #[inline(always)]
 fn send<const IP_OFFSET: u32>(packet: &Frame<IP_OFFSET>, towards: u64) -> i32 {
+    // It is on the way to this node, and an answer from an address of this node's enters nowhere else.
+    if packet.device() == LOOPBACK {
+        return TC_ACT_UNSPEC;
+    }
     // SAFETY: plain numbers.
     unsafe { bpf_redirect(packet.device(), towards) as i32 }
 }

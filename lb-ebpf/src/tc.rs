@@ -23,7 +23,7 @@ use lb_common::lb::answer::AnswerFormat;
 use lb_common::lb::fragment::Parking;
 use lb_common::lb::monitor::{self, Subject};
 use lb_common::lb::policy::Client;
-use lb_common::lb::{self, DropReason, Verdict};
+use lb_common::lb::{self, DropReason, LOOPBACK, Verdict};
 use lb_common::packet::{Packet, Work};
 use lb_common::wire::checksum::Sum;
 use lb_common::wire::{ethernet, ip};
@@ -86,6 +86,23 @@ pub fn pod_ingress(context: TcContext) -> i32 {
 #[inline(always)]
 pub fn pod_egress(context: TcContext) -> i32 {
     egress::<{ ethernet::HEADER_LEN }, true, false>(context.skb.skb)
+}
+
+/// Egress of the loopback device: what this node's processes send to the node's own addresses. Only their
+/// SCTP isn't led by its sockets; all the rest pays for one look at a byte.
+#[classifier]
+#[inline(always)]
+pub fn own_egress(context: TcContext) -> i32 {
+    let skb = Skb::<{ ethernet::HEADER_LEN }, false, false, true>(context.skb.skb);
+    let at = match ether_type(context.skb.skb) {
+        V4::ETHERTYPE => V4::PROTOCOL_OFFSET,
+        V6::ETHERTYPE => V6::PROTOCOL_OFFSET,
+        _ => return TC_ACT_UNSPEC,
+    };
+    match skb.load::<u8>(ethernet::HEADER_LEN + at) {
+        Some(ip::SCTP) => hand_over(&skb),
+        _ => TC_ACT_UNSPEC,
+    }
 }
 
 /// SCTP: ingress of an Ethernet device.
@@ -209,6 +226,7 @@ fn egress_family<
         Verdict::HandOver => hand_over(&env.context),
         // For the node's own processes, whose SCTP nothing else sees.
         Verdict::Forward if SCTP && !POD => redirect(work.device),
+        Verdict::Raise if SCTP && !POD => raise(&mut env.context, work.device),
         Verdict::Answer if SCTP && !POD => {
             answer::error::<F, IP_OFFSET>(skb, work.answer, BPF_F_INGRESS as u64)
                 .unwrap_or_else(|| unanswered(&env, work))
@@ -242,12 +260,20 @@ fn hand_over<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT:
 }
 
 /// Has the packet come in through another device. It passes that one's hook once more, where it is nobody's:
-/// neither end of a flow has its source.
+/// neither end of a flow has its source. Through the loopback device it goes out as the node's own, with a
+/// route that leads to this node: nobody asks where it came from.
 #[inline(always)]
 fn raise<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool>(
     skb: &mut Skb<IP_OFFSET, POD, SCTP, OUT>,
     device: u32,
 ) -> i32 {
+    if device == LOOPBACK {
+        if skb.device() == LOOPBACK {
+            return TC_ACT_UNSPEC;
+        }
+        // SAFETY: plain numbers; without a next hop the kernel looks for the route itself.
+        return unsafe { bpf_redirect_neigh(LOOPBACK, core::ptr::null_mut(), 0, 0) as i32 };
+    }
     let Some(fib) = maps::fib() else {
         return TC_ACT_UNSPEC;
     };

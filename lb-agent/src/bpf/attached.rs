@@ -39,7 +39,7 @@ pub struct OnDevice {
     pub xdp: Option<XdpAttachment>,
     /// Places whose link is there but attached to nothing.
     pub detached: Vec<&'static str>,
-    /// The programs know it as external; others are those of pods.
+    /// The programs know it as external; others are those of pods, or the loopback device.
     pub is_external: bool,
 }
 

@@ -11,7 +11,7 @@ use aya::util::KernelVersion;
 use super::error::BpfError;
 use super::filters;
 use super::links::{self, Place};
-use super::object::Programs;
+use super::object::{OWN_PROGRAM, Programs};
 use super::pins::Pins;
 use crate::args::XdpMode;
 use crate::node::facts::{Device, Role};
@@ -185,11 +185,11 @@ impl Devices {
     }
 
     fn attach_tcx(&self, programs: &Programs, device: &Device) -> Result<(), BpfError> {
-        for (place, program) in [
-            // Egress first: with ingress alone replies would leave untranslated for a moment.
-            (Place::TcxEgress, egress_program(device)),
-            (Place::TcxIngress, ingress_program(device)),
-        ] {
+        let ingress = ingress_program(device).map(|program| (Place::TcxIngress, program));
+        // Egress first: with ingress alone replies would leave untranslated for a moment.
+        for (place, program) in
+            [(Place::TcxEgress, egress_program(device))].into_iter().chain(ingress)
+        {
             links::attach_device(&self.pins, place, device.index, programs.fd(program)?)
                 .map_err(attach_error(program, device))?;
         }
@@ -274,7 +274,7 @@ enum WantedXdp {
 
 fn wanted_xdp(mode: XdpMode, device: &Device) -> WantedXdp {
     // The program begins with the Ethernet header, and is for packets from outside.
-    if !device.ethernet || device.role == Role::Pod {
+    if !device.ethernet || device.role != Role::External {
         return WantedXdp::Off;
     }
     match mode {
@@ -288,18 +288,20 @@ fn wanted_xdp(mode: XdpMode, device: &Device) -> WantedXdp {
     }
 }
 
-/// The program for packets that come in through a device.
-pub(super) fn ingress_program(device: &Device) -> &'static str {
+/// The program for packets that come in through a device, if there is one.
+pub(super) fn ingress_program(device: &Device) -> Option<&'static str> {
     match (device.role, device.ethernet) {
-        (Role::Pod, _) => "pod_ingress",
-        (Role::External, true) => "tc_ingress",
-        (Role::External, false) => "tc_ingress_l3",
+        (Role::Own, _) => None,
+        (Role::Pod, _) => Some("pod_ingress"),
+        (Role::External, true) => Some("tc_ingress"),
+        (Role::External, false) => Some("tc_ingress_l3"),
     }
 }
 
 /// The program for packets that go out through a device.
 pub(super) fn egress_program(device: &Device) -> &'static str {
     match (device.role, device.ethernet) {
+        (Role::Own, _) => OWN_PROGRAM,
         (Role::Pod, _) => "pod_egress",
         (Role::External, true) => "tc_egress",
         (Role::External, false) => "tc_egress_l3",

@@ -47,7 +47,7 @@ pub(super) fn egress_note(device: u32) -> String {
     format!("{EGRESS_NOTE}{device}")
 }
 
-/// Attaches both tc programs to a device, or replaces ours.
+/// Attaches the tc programs to a device, or replaces ours.
 pub(super) fn attach(
     pins: &Pins,
     programs: &mut Programs,
@@ -56,7 +56,7 @@ pub(super) fn attach(
     match qdisc_add_clsact(&device.name) {
         Ok(()) => {
             let note = pins.link(&format!("{QDISC_NOTE}{}", device.index));
-            let program = programs.fd(ingress_program(device))?;
+            let program = programs.fd(egress_program(device))?;
             take_note(program, &note).map_err(BpfError::pin("pin", &note))?;
         }
         Err(error) if errno(&error) == Some(libc::EEXIST) => {}
@@ -64,8 +64,11 @@ pub(super) fn attach(
     }
     for (direction, note) in DIRECTIONS {
         let program = match direction {
-            TcAttachType::Egress => egress_program(device),
+            TcAttachType::Egress => Some(egress_program(device)),
             TcAttachType::Ingress | TcAttachType::Custom(_) => ingress_program(device),
+        };
+        let Some(program) = program else {
+            continue;
         };
         put_filter(programs, program, direction, device)
             .map_err(|error| attach_error(program, device)(program_io(error)))?;

@@ -57,6 +57,9 @@ pub(super) const PINNED: [&str; 26] = [
 /// The programs for pods' devices.
 const POD_PROGRAMS: [&str; 2] = ["pod_ingress", "pod_egress"];
 
+/// The program for the loopback device, which hands SCTP on.
+pub(super) const OWN_PROGRAM: &str = "own_egress";
+
 /// Addresses that a node may have itself.
 const NODE_ADDRESSES: u32 = 4_096;
 
@@ -86,6 +89,7 @@ impl Programs {
     /// Loads the programs for SCTP, if they aren't, and puts them where the others find them.
     pub fn load_for_sctp(&mut self) -> Result<(), BpfError> {
         self.load_all(&SCTP_PROGRAMS)?;
+        self.load_all(&[OWN_PROGRAM])?;
         set_calls(&mut self.ebpf)
     }
 
@@ -128,7 +132,8 @@ pub fn load(
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(pins, error))?;
     for (name, program) in ebpf.programs_mut() {
-        if !POD_PROGRAMS.contains(&name) && !SCTP_PROGRAMS.contains(&name) {
+        let is_later = POD_PROGRAMS.contains(&name) || SCTP_PROGRAMS.contains(&name);
+        if !is_later && name != OWN_PROGRAM {
             load_program(name, program)?;
         }
     }

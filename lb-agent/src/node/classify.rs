@@ -63,6 +63,7 @@ pub fn node_facts(
             !view.is_external(link, &selection.devices)
                 && leads_to_a_pod(link, &selection.pod_devices)
         }),
+        own_devices: view.devices(Role::Own, |link| link.up && link.loopback),
         own: by_family(|family| view.primary(family)),
     }
 }

@@ -10,6 +10,8 @@ pub enum Role {
     External,
     /// A pod of this node.
     Pod,
+    /// The node itself: the loopback device.
+    Own,
 }
 
 impl Role {
@@ -18,6 +20,7 @@ impl Role {
         match self {
             Self::External => "external",
             Self::Pod => "pod",
+            Self::Own => "own",
         }
     }
 }
@@ -62,6 +65,8 @@ pub struct NodeFacts {
     pub devices: BTreeMap<u32, Device>,
     /// The node's ends of the devices of its pods, by index.
     pub pod_devices: BTreeMap<u32, Device>,
+    /// The loopback device, by index.
+    pub own_devices: BTreeMap<u32, Device>,
     /// The addresses that stand for the node.
     pub own: ClientAddresses,
 }

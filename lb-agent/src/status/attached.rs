@@ -1,5 +1,6 @@
 //! What is attached, as rows of the status.
 
+use lb_common::lb::LOOPBACK;
 use nix::net::if_::if_indextoname;
 
 use crate::bpf::attached::{Attached, OnDevice, socket_hooks};
@@ -35,10 +36,14 @@ fn row(index: u32, device: &OnDevice) -> DeviceRow {
         problem = Some("the device is gone".to_owned());
     } else if !device.detached.is_empty() {
         problem = Some(format!("somebody detached {}", device.detached.join(" and ")));
-    } else if !(device.ingress && device.egress) {
+    } else if !(device.egress && (device.ingress || index == LOOPBACK)) {
         problem = Some("one direction only is attached".to_owned());
     }
-    let role = if device.is_external { Role::External } else { Role::Pod };
+    let role = match index {
+        LOOPBACK => Role::Own,
+        _ if device.is_external => Role::External,
+        _ => Role::Pod,
+    };
     let is_attached = device.ingress || device.egress;
     DeviceRow {
         device: name.unwrap_or_else(|| format!("#{index}")),

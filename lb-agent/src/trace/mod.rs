@@ -21,7 +21,7 @@ use lb_common::family::{V4, V6};
 use lb_common::lb::frontend::Destination;
 use lb_common::lb::policy::Client;
 use lb_common::lb::socket::SocketVerdict;
-use lb_common::lb::{DropReason, Verdict as PacketVerdict};
+use lb_common::lb::{DropReason, LOOPBACK, Verdict as PacketVerdict};
 use lb_common::packet::ReadHeader;
 use lb_common::wire::ip;
 use serde::Serialize;
@@ -304,6 +304,7 @@ impl Scene {
             {
                 index
             }
+            Way::Here if is_seen_leaving(origin, protocol) => LOOPBACK,
             Way::Device { .. } | Way::Here | Way::Nowhere | Way::Forbidden => input,
         };
         let port = port.unwrap_or_else(any_port);
@@ -718,10 +719,11 @@ const REDIRECT: i32 = 7;
 fn judge(run: &Run, (from, to): (SocketAddr, SocketAddr)) -> Expected {
     let ends = frame::ends(&run.frame);
     let verdict = match run.action {
+        // An answer, back to the client.
+        UNSPEC | REDIRECT if frame::is_icmp(&run.frame) => Verdict::Refused,
+        REDIRECT if ends == Some((to, from)) => Verdict::Refused,
         UNSPEC if ends == Some((from, to)) => Verdict::Untranslated,
         UNSPEC => Verdict::Translated,
-        // An answer, back to the client.
-        REDIRECT if ends == Some((to, from)) || frame::is_icmp(&run.frame) => Verdict::Refused,
         REDIRECT => Verdict::Translated,
         _ => Verdict::Dropped,
     };

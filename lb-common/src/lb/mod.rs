@@ -31,6 +31,9 @@ use crate::packet::{self, Kind, Packet, ReadHeader, Work};
 use monitor::Subject;
 use policy::Client;
 
+/// The index of the loopback device in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h).
+pub const LOOPBACK: u32 = 1;
+
 /// What becomes of a packet. Rewriting has been done when a verdict asks to send it.
 ///
 /// No variant carries a value: the compiler would pack it beside the tag with shifts of whatever
@@ -45,7 +48,8 @@ pub enum Verdict {
     /// Rewritten; leaves through [`Work::device`] to the next hop of the last route answer.
     Forward,
     /// Rewritten for a process of this node; enters the stack through [`Work::device`], as strict
-    /// reverse path filters want it: that is where the last route answer leads to its source.
+    /// reverse path filters want it: that is where the last route answer leads to its source. From an
+    /// address of this node the kernel takes nothing but through [`LOOPBACK`].
     Raise,
     /// The sender gets the ICMP error [`Work::answer`]; the packet itself is untouched so far.
     Answer,
@@ -201,8 +205,10 @@ fn send_for_node<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>, side
     match (side, reply) {
         (Side::Egress, false) => forward(env, work, rewrite::Hop::Keep),
         (Side::Ingress, true) => raise(env, work),
+        // From an endpoint that has an address of this node: on its way through the loopback device.
+        (Side::Egress, true) => deliver(env, &work.packet, &work.entry),
         // Our own packet seen a second time.
-        (Side::Egress, true) | (Side::Ingress, false) => Verdict::Pass,
+        (Side::Ingress, false) => Verdict::Pass,
     }
 }
 
@@ -234,7 +240,11 @@ fn raise<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict {
             work.device = device;
             Verdict::Raise
         }
-        Route::Stack | Route::Elsewhere | Route::None => Verdict::Deliver,
+        Route::Stack => {
+            work.device = LOOPBACK;
+            Verdict::Raise
+        }
+        Route::Elsewhere | Route::None => Verdict::Deliver,
     }
 }
 
@@ -256,6 +266,7 @@ fn forward<F: ReadHeader, E: Env<F>>(
             return tell(env, work, subject, DropReason::Answer);
         }
         Route::Elsewhere => return Verdict::Pass,
+        Route::Stack if E::SCTP && hop == rewrite::Hop::Keep => LOOPBACK,
         // The far end moved onto this node, or the route is gone: not ours to deliver.
         Route::Stack | Route::None => return drop_packet(env, work, subject, DropReason::NoRoute),
     };
@@ -266,7 +277,7 @@ fn forward<F: ReadHeader, E: Env<F>>(
     if !rewrite::transport(env, packet, &flow.translated, hop) {
         return drop_untold(env, flow.service, DropReason::Rewrite);
     }
-    Verdict::Forward
+    if *device == LOOPBACK { Verdict::Raise } else { Verdict::Forward }
 }
 
 /// Which device leads to the destination of `to`.

@@ -237,9 +237,10 @@ fn path_from_node<F: ReadHeader, E: Env<F>>(
 ) -> Path {
     *device = match route_to(env, packet, chosen) {
         Route::Via { device } | Route::TooBig { device, .. } => device,
+        // An address of this node's own.
+        Route::Stack => return Path::Local,
         Route::Elsewhere => return Path::Elsewhere,
-        // The node's own address: the stack takes no packet from itself that comes in.
-        Route::Stack | Route::None => return Path::NoRoute,
+        Route::None => return Path::NoRoute,
     };
     let Some(external) = env.device(*device) else {
         return Path::Local;

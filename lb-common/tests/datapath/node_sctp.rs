@@ -4,7 +4,7 @@ use super::{drops, external, pod, source_of};
 use lb_common::abi::FlowFlags;
 use lb_common::family::{Family, V4, V6};
 use lb_common::lb::answer::AnswerFormat;
-use lb_common::lb::{DropReason, Verdict};
+use lb_common::lb::{DropReason, LOOPBACK, Verdict};
 use lb_common::model::frame::{IcmpError, Problem, Segment, Transport};
 use lb_common::model::node::{NextHop, Node, Outcome, PodTc, Tc, TcL3};
 use lb_common::model::scene::{self, Role, at, device, ip, port};
@@ -104,14 +104,11 @@ fn without_a_way_back_to_the_service_an_answer_enters_where_it_came() {
         let frontend = at::<F>(Role::ClusterIp, port::LOCAL);
         let sent = from_node::<F>(frontend, INIT);
         node.egress::<Tc>(&sent.frame());
-        for hop in [None, Some(NextHop::Forbidden)] {
-            node.routes.remove(&frontend.ip().into());
-            node.routes.extend(hop.map(|hop| (frontend.ip().into(), hop)));
-            let reply = sent.between(sent.source, pod::<F>(Role::LocalPod), 64).reply(0);
-            let outcome = from_pod(&mut node, &reply);
-            assert_eq!(outcome.verdict, Verdict::Deliver);
-            assert_eq!(outcome.bytes, reply.between(frontend, sent.source, 64).frame());
-        }
+        node.routes.insert(frontend.ip().into(), NextHop::Forbidden);
+        let reply = sent.between(sent.source, pod::<F>(Role::LocalPod), 64).reply(0);
+        let outcome = from_pod(&mut node, &reply);
+        assert_eq!(outcome.verdict, Verdict::Deliver);
+        assert_eq!(outcome.bytes, reply.between(frontend, sent.source, 64).frame());
     }
     of::<V4>();
     of::<V6>();
@@ -186,15 +183,73 @@ fn only_sctp_and_only_what_leaves_the_node_is_opened_there() {
     of::<V6>();
 }
 
+/// What a process sends to an address of this node leaves through the loopback device.
+fn through_loopback<F: AnswerFormat>(node: &mut Node<F>, sent: &Segment) -> Outcome {
+    node.input = LOOPBACK;
+    let outcome = node.egress::<Tc>(&sent.frame());
+    node.input = device::UPLINK;
+    outcome
+}
+
 #[test]
-fn an_endpoint_on_the_nodes_own_address_is_out_of_reach_and_said_so() {
+fn a_node_port_of_the_nodes_own_answers_through_the_loopback_device() {
     fn of<F: AnswerFormat>() {
-        let mut node = scene::node::<F>();
-        // Where the address is: the stack's business.
-        node.routes.remove(&ip::<F>(Role::LocalPod).into());
-        let sent = from_node::<F>(external::<F>(port::LOCAL), INIT);
-        assert_eq!(node.egress::<Tc>(&sent.frame()).verdict, Verdict::Drop);
-        assert_eq!(drops(&node), [(DropReason::NoRoute, 1)]);
+        for (service, role, through) in [
+            (port::LOCAL, Role::LocalPod, device::POD),
+            (port::REMOTE, Role::RemotePod, device::UPLINK),
+        ] {
+            let mut node = scene::node::<F>();
+            let frontend = at::<F>(Role::Node, port::node_port(service));
+            let sent = from_node::<F>(frontend, INIT);
+            let outcome = through_loopback(&mut node, &sent);
+            assert_eq!((outcome.verdict, outcome.device), (Verdict::Forward, through));
+            let source = match role {
+                Role::LocalPod => sent.source,
+                _ => source_of::<F>(&outcome),
+            };
+            let arrives = sent.between(source, pod::<F>(role), 64);
+            assert_eq!(outcome.bytes, arrives.frame());
+            let reply = Segment { transport: Transport::Sctp(INIT_ACK), ..arrives.reply(0) };
+            let outcome = match role {
+                Role::LocalPod => from_pod(&mut node, &reply),
+                _ => node.ingress::<Tc>(&reply.frame()),
+            };
+            assert_eq!((outcome.verdict, outcome.device), (Verdict::Raise, LOOPBACK));
+            let back = reply.between(frontend, sent.source, 64);
+            assert_eq!(outcome.bytes, back.frame());
+            // And seen once more, where it enters.
+            assert_eq!(through_loopback(&mut node, &back).verdict, Verdict::Pass);
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn an_endpoint_on_the_nodes_own_address_is_reached_through_the_loopback_device() {
+    fn of<F: AnswerFormat>() {
+        for frontend in
+            [external::<F>(port::LOCAL), at::<F>(Role::Node, port::node_port(port::LOCAL))]
+        {
+            let mut node = scene::node::<F>();
+            // Where the address is: the stack's business.
+            node.routes.remove(&ip::<F>(Role::LocalPod).into());
+            let sent = from_node::<F>(frontend, INIT);
+            let outcome = if frontend.ip() == ip::<F>(Role::Node) {
+                through_loopback(&mut node, &sent)
+            } else {
+                node.egress::<Tc>(&sent.frame())
+            };
+            assert_eq!((outcome.verdict, outcome.device), (Verdict::Raise, LOOPBACK));
+            let arrives = sent.between(sent.source, pod::<F>(Role::LocalPod), 64);
+            assert_eq!(outcome.bytes, arrives.frame());
+            assert_eq!(through_loopback(&mut node, &arrives).verdict, Verdict::Pass);
+            let reply = Segment { transport: Transport::Sctp(INIT_ACK), ..arrives.reply(0) };
+            let outcome = through_loopback(&mut node, &reply);
+            let back = reply.between(frontend, sent.source, 64);
+            assert_eq!((outcome.verdict, outcome.bytes), (Verdict::Deliver, back.frame()));
+            assert!(node.flows.values().all(|flow| flow.flags & FlowFlags::ANSWERED != 0));
+        }
     }
     of::<V4>();
     of::<V6>();

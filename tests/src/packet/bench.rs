@@ -48,7 +48,7 @@ impl<F: AnswerFormat> Bench<F> {
         let model = scene::node::<F>();
         network::populate(&model)?;
         let programs = Hook::ALL.map(Hook::program);
-        Self::load(model, &[&programs[..], &SCTP_PROGRAMS].concat(), FLOWS)
+        Self::load(model, &[&programs[..], &SCTP_PROGRAMS, &["own_egress"]].concat(), FLOWS)
     }
 
     /// A second bench in the same network, for tc ingress alone and with this range of SNAT ports.

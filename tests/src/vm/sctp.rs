@@ -6,6 +6,7 @@ use crate::packet::bench::{Bench, SNAT_PORTS};
 use crate::packet::network;
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::programs::{SchedClassifier, TcAttachType, tc};
+use lb_common::abi::Address;
 use lb_common::family::{V4, V6};
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::model::scene::{Role, at, device, ip, port};
@@ -27,6 +28,9 @@ use std::{fs, thread};
 const PATIENCE: i64 = 15;
 /// Bytes that go each way: more than a packet, so that chunks of several sizes are sent.
 const PAYLOAD: usize = 9_000;
+/// As much as one packet of any device has room for. The kernel learns no path MTU towards addresses of its
+/// own, so that it goes on with what the loopback device takes.
+const ONE_PACKET: usize = 1_000;
 
 /// Both families.
 pub fn associations_reach_services() -> Result<()> {
@@ -84,10 +88,11 @@ struct Case {
     place: Option<usize>,
     from: Role,
     to: SocketAddr,
-    /// Where the endpoint is, and its address.
-    endpoint: (usize, Role),
+    /// Where the endpoint is (`None`: on the node itself), and its address.
+    endpoint: (Option<usize>, Role),
     /// Whether the endpoint sees the client itself, or the node.
     is_kept: bool,
+    payload: usize,
 }
 
 /// Indices of places.
@@ -95,8 +100,8 @@ const POD: usize = 0;
 const OUTSIDE: usize = 1;
 
 fn cases<F: AnswerFormat>() -> Vec<Case> {
-    let here = (POD, Role::LocalPod);
-    let there = (OUTSIDE, Role::RemotePod);
+    let here = (Some(POD), Role::LocalPod);
+    let there = (Some(OUTSIDE), Role::RemotePod);
     let cluster_ip = |service| at::<F>(Role::ClusterIp, service);
     let node_port = |service| at::<F>(Role::Node, port::node_port(service));
     let case = |name, place, from, to, endpoint, is_kept| Case {
@@ -106,7 +111,9 @@ fn cases<F: AnswerFormat>() -> Vec<Case> {
         to,
         endpoint,
         is_kept,
+        payload: PAYLOAD,
     };
+    let short = |case| Case { payload: ONE_PACKET, ..case };
     vec![
         case("node to a pod", None, Role::Node, cluster_ip(port::LOCAL), here, true),
         case("node to elsewhere", None, Role::Node, cluster_ip(port::REMOTE), there, false),
@@ -118,6 +125,23 @@ fn cases<F: AnswerFormat>() -> Vec<Case> {
             here,
             true,
         ),
+        // Through the loopback device.
+        short(case(
+            "node by its own NodePort",
+            None,
+            Role::Node,
+            node_port(port::LOCAL),
+            here,
+            true,
+        )),
+        short(case(
+            "node by its own NodePort elsewhere",
+            None,
+            Role::Node,
+            node_port(port::REMOTE),
+            there,
+            false,
+        )),
         case("pod to elsewhere", Some(POD), Role::LocalPod, cluster_ip(port::REMOTE), there, true),
         case("outside to a pod", Some(OUTSIDE), Role::Client, node_port(port::LOCAL), here, true),
         case(
@@ -128,6 +152,24 @@ fn cases<F: AnswerFormat>() -> Vec<Case> {
             there,
             false,
         ),
+    ]
+}
+
+/// With the endpoint of `port::LOCAL` on an address of the node's own.
+fn own_endpoint<F: AnswerFormat>() -> [Case; 3] {
+    let case = |name, to| Case {
+        name,
+        place: None,
+        from: Role::Node,
+        to,
+        endpoint: (None, Role::Node),
+        is_kept: true,
+        payload: PAYLOAD,
+    };
+    [
+        case("node to an endpoint of its own", at::<F>(Role::ClusterIp, port::LOCAL)),
+        case("by a load balancer's address", at::<F>(Role::LoadBalancer, port::LOCAL)),
+        case("by its own NodePort", at::<F>(Role::Node, port::node_port(port::LOCAL))),
     ]
 }
 
@@ -152,6 +194,7 @@ fn node<F: AnswerFormat>() -> Result<()> {
         .run(move || network::settle(device::POD, &[pod], &[node, service, client, remote]))?;
     places[OUTSIDE]
         .run(move || network::settle(device::UPLINK, &[client, remote], &[node, pod]))?;
+    attach_own(&mut bench)?;
     for are_computed in [false, true] {
         if are_computed {
             compute_checksums(&places)?;
@@ -166,6 +209,23 @@ fn node<F: AnswerFormat>() -> Result<()> {
             })?;
         }
     }
+    bench.change(|world| {
+        let endpoint = Address::from(pod);
+        for backend in world.backends.iter_mut().filter(|backend| backend.address == endpoint) {
+            backend.address = Address::from(node);
+        }
+    })?;
+    for case in own_endpoint::<F>() {
+        run::<F>(&places, &case).context(case.name)?;
+    }
+    Ok(())
+}
+
+fn attach_own<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    tc::qdisc_add_clsact("lo").context("clsact on lo")?;
+    let loaded = bench.programs.ebpf().program_mut("own_egress").context("no own_egress")?;
+    let loaded: &mut SchedClassifier = loaded.try_into()?;
+    loaded.attach("lo", TcAttachType::Egress).context("attach own_egress to lo")?;
     Ok(())
 }
 
@@ -195,8 +255,13 @@ fn compute_checksums(places: &[Place; 2]) -> Result<()> {
 fn run<F: AnswerFormat>(places: &[Place; 2], case: &Case) -> Result<()> {
     let (place, role) = case.endpoint;
     let endpoint = at::<F>(role, port::BACKEND);
-    let server = places[place].run(move || serve(endpoint)).context("the server")?;
-    let serving = thread::spawn(move || echo(&server));
+    let server = match place {
+        Some(place) => places[place].run(move || serve(endpoint)),
+        None => serve(endpoint),
+    };
+    let server = server.context("the server")?;
+    let payload = case.payload;
+    let serving = thread::spawn(move || echo(&server, payload));
     let (from, to) = (at::<F>(case.from, 0), case.to);
     let client = match case.place {
         Some(place) => places[place].run(move || open(from, to)),
@@ -204,9 +269,9 @@ fn run<F: AnswerFormat>(places: &[Place; 2], case: &Case) -> Result<()> {
     };
     let mut client = client.context("connect")?;
     ensure!(client.peer_addr()? == to, "the client sees {}", client.peer_addr()?);
-    let sent: Vec<u8> = (0..PAYLOAD).map(|at| at as u8).collect();
+    let sent: Vec<u8> = (0..payload).map(|at| at as u8).collect();
     client.write_all(&sent).context("send")?;
-    let mut received = vec![0; PAYLOAD];
+    let mut received = vec![0; payload];
     client.read_exact(&mut received).context("receive the echo")?;
     ensure!(received == sent, "other bytes came back");
     let own = client.local_addr()?;
@@ -254,9 +319,9 @@ fn serve(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Sends back what the first client sends, and returns the address that it came from.
-fn echo(server: &TcpListener) -> Result<SocketAddr> {
+fn echo(server: &TcpListener, payload: usize) -> Result<SocketAddr> {
     let (mut client, seen) = server.accept().context("accept")?;
-    let mut bytes = vec![0; PAYLOAD];
+    let mut bytes = vec![0; payload];
     client.read_exact(&mut bytes).context("receive")?;
     client.write_all(&bytes).context("send back")?;
     Ok(seen)

@@ -7,7 +7,7 @@ use crate::bpf::attached::{Attached, socket_hooks};
 use crate::bpf::usage::MapUsage;
 use crate::doctor::facts::Facts;
 use crate::doctor::{Finding, Severity};
-use crate::node::facts::Device;
+use crate::node::facts::{Device, Role};
 use Severity::{Error, Info, Ok as Fine, Warning};
 
 /// Percent of a map from which on it is worth a warning.
@@ -55,6 +55,10 @@ pub fn attachments(facts: &Facts) -> Vec<Finding> {
         Ok(Some(attached)) => {
             found.extend(missing_hooks(facts, attached));
             found.extend(facts.node.devices.values().flat_map(|it| missing_on(it, attached)));
+            if serves_sctp(facts) {
+                let own = facts.node.own_devices.values();
+                found.extend(own.flat_map(|it| missing_on(it, attached)));
+            }
             if serves_pod_packets(facts) {
                 let pods = facts.node.pod_devices.values();
                 found.extend(pods.flat_map(|it| missing_on(it, attached)));
@@ -66,8 +70,12 @@ pub fn attachments(facts: &Facts) -> Vec<Finding> {
 
 const START: &str = "start lb-agent on this node, or again if it runs; its log says what fails";
 
+fn serves_sctp(facts: &Facts) -> bool {
+    facts.cluster.as_ref().is_ok_and(|cluster| cluster.has_sctp)
+}
+
 fn serves_pod_packets(facts: &Facts) -> bool {
-    facts.serves_pod_packets || facts.cluster.as_ref().is_ok_and(|cluster| cluster.has_sctp)
+    facts.serves_pod_packets || serves_sctp(facts)
 }
 
 fn missing_hooks(facts: &Facts, attached: &Attached) -> Option<Finding> {
@@ -81,7 +89,7 @@ fn missing_hooks(facts: &Facts, attached: &Attached) -> Option<Finding> {
 fn missing_on(device: &Device, attached: &Attached) -> Vec<Finding> {
     let there = attached.devices.get(&device.index);
     [
-        ("in", there.is_some_and(|there| there.ingress)),
+        ("in", device.role == Role::Own || there.is_some_and(|there| there.ingress)),
         ("out", there.is_some_and(|there| there.egress)),
     ]
     .into_iter()
