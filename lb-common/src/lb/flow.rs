@@ -29,9 +29,10 @@ pub fn find<F: Family, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> bool {
     }
     let added = seen(packet, flags) & !flags;
     let renewed = renewed(flags, last_seen, now);
-    // The table may lose either entry. Until more is known of a flow, every packet looks after both: a
-    // question from a port that was used a moment ago would find its flow, and the answer nothing.
-    let is_new = flags & FlowFlags::UNASSURED != 0;
+    // The table may lose either entry. Between the answer and the assurance every packet looks after both:
+    // a question from a port that was used a moment ago would find its flow, and the answer nothing.
+    const NEW: u32 = FlowFlags::UNASSURED | FlowFlags::ANSWERED;
+    let is_new = (flags | added) & NEW == NEW;
     if added == 0 && !is_new && renewed.is_none() {
         return true;
     }

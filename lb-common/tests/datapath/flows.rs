@@ -263,11 +263,12 @@ fn a_question_from_a_port_that_was_just_used_finds_both_entries_again() {
             let mut node = scene::node::<F>();
             let sent = from_client::<F>(external::<F>(port::REMOTE), opener);
             let source = source_of::<F>(&node.ingress::<Tc>(&sent.frame()));
+            let reply = sent.between(source, pod::<F>(Role::RemotePod), 64).reply(SYN | ACK);
+            node.ingress::<Tc>(&reply.frame());
             let whole = node.flows.clone();
             node.flows.retain(|_, flow| flow.flags & FlowFlags::REPLY == 0);
             node.ingress::<Tc>(&sent.frame());
             assert_eq!(node.flows, whole);
-            let reply = sent.between(source, pod::<F>(Role::RemotePod), 64).reply(SYN | ACK);
             assert_eq!(node.ingress::<Tc>(&reply.frame()).verdict, Verdict::Forward);
         }
     }
