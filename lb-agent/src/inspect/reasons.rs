@@ -16,7 +16,8 @@ pub const fn cause(reason: DropReason) -> &'static str {
         }
         DropReason::SnatExhausted => {
             "Clients whose endpoint is on another node reach it from a port of this node, and every \
-             port that was tried towards this endpoint is in use."
+             port that was tried towards this endpoint is held by a flow that goes on (or was over \
+             less than five seconds ago)."
         }
         DropReason::FlowTable => {
             "The kernel refused a new entry of the flow table: it had no memory, or no entry that \
@@ -94,8 +95,8 @@ pub const fn cure(reason: DropReason) -> &'static str {
              `ip route get ENDPOINT` shows which it is."
         }
         DropReason::Rewrite => {
-            "Find the sender of the damaged packets with `tcpdump -v` on the device; an MTU that is \
-             smaller on the way than at the sender is a common cause."
+            "Find the sender of the damaged packets by a capture on the device (`tcpdump` marks \
+             them); an MTU that is smaller on the way than at the sender is a common cause."
         }
         DropReason::Inconsistent => {
             "If the count goes on rising, restart the agent, which compares every table with the \
