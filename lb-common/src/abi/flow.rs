@@ -116,7 +116,8 @@ impl FlowFlags {
     pub const FOREIGN: u32 = 1 << 5;
     /// The client is a process of this node that no socket hook serves (SCTP): its packets are rewritten
     /// where they would leave, and sent on by us; replies where they come in, and go up the stack. With
-    /// [`LOCAL`](Self::LOCAL) its address is kept, as the backend is a pod of this node.
+    /// [`LOCAL`](Self::LOCAL) its address is kept, as the backend is a pod of this node, or has an
+    /// address of the node's own.
     pub const FROM_NODE: u32 = 1 << 6;
     /// Nothing says yet that more will come: a connection whose client hasn't answered the backend's
     /// answer, or datagrams within one second. What conntrack has before IPS_ASSURED; kept in both

@@ -225,7 +225,7 @@ fn path_from_outside<F: ReadHeader, E: Env<F>>(
     if *source == F::Addr::default() { Path::NoSource } else { Path::Remote }
 }
 
-/// From a process of this node: under its own address to pods here, else under that of the device that
+/// From a process of this node: under its own address to pods here and to the node itself, else under that of the device that
 /// leads there, as whatever the process had chosen was for the way to the Service.
 #[inline(always)]
 fn path_from_node<F: ReadHeader, E: Env<F>>(

@@ -168,6 +168,13 @@ impl Stage {
         answer
     }
 
+    /// Each of the requests is answered.
+    pub fn all_answered(&self, from: &str, requests: &Request) {
+        let outcomes = self.lab().peer(from).unwrap().request(requests).unwrap();
+        let lost: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+        assert!(lost.is_empty(), "{requests:?}: {} lost, {:?}", lost.len(), lost[0]);
+    }
+
     /// One request that must fail.
     pub fn failure(&self, from: &str, request: &Request) -> Failure {
         match self.ask(from, request) {
