@@ -12,7 +12,7 @@ use crate::abi::{
 use crate::bytes::Be16;
 use crate::family::Family;
 use crate::lb::DropReason;
-use crate::lb::fragment::{ParkedKey, Parking};
+use crate::lb::fragment::{Parked, ParkedKey, Parking};
 use crate::lb::monitor::Subject;
 use crate::lb::policy::Client;
 use crate::packet::{FragmentKey, Packet, Work};
@@ -198,14 +198,14 @@ pub trait Waiting {
 
     /// Since when the fragment under `key` waits, ticks.
     fn parked(&self, key: &ParkedKey) -> Option<u32>;
-    /// Keeps a copy of this frame; `false` when it is too long or the table refuses.
-    fn park(&mut self, key: &ParkedKey) -> bool;
+    /// Keeps a copy of this frame; replaces none.
+    fn park(&mut self, key: &ParkedKey) -> Parked;
     /// Forgets a copy.
     fn forget_parked(&mut self, key: &ParkedKey);
     /// Keeps the bytes of this frame, which [`Waiting::resend_parked`] may overwrite from then on;
     /// `false` when it is too long.
     fn set_aside(&mut self) -> bool;
-    /// Sends a parked frame through the hook of the device where it was parked, and forgets it.
+    /// Sends a parked frame through the hook where it was parked, and forgets it.
     fn resend_parked(&mut self, key: &ParkedKey);
     /// This frame has the bytes again that it was set aside with; `false` when it is lost.
     fn take_back(&mut self) -> bool;

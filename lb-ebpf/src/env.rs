@@ -17,7 +17,7 @@ use lb_common::env::{
     TICK_SHIFT, Tables, Waiting,
 };
 use lb_common::lb::DropReason;
-use lb_common::lb::fragment::{ParkedKey, Parking};
+use lb_common::lb::fragment::{Parked, ParkedKey, Parking};
 use lb_common::lb::monitor::Subject;
 use lb_common::lb::policy::Client;
 use lb_common::packet::{FragmentKey, Packet, Work};
@@ -31,7 +31,7 @@ use crate::monitor;
 use crate::parked;
 
 /// Negative errno of a key that exists already.
-const EEXIST: i32 = -17;
+pub const EEXIST: i32 = -17;
 
 /// The environment of a program with context `C`.
 pub struct Kernel<C> {
@@ -298,9 +298,9 @@ impl<C: PacketContext> Waiting for Kernel<C> {
     }
 
     #[inline(always)]
-    fn park(&mut self, key: &ParkedKey) -> bool {
+    fn park(&mut self, key: &ParkedKey) -> Parked {
         let now = self.now();
-        self.context.buffer().is_some_and(|skb| parked::park(skb, key, now))
+        self.context.buffer().map_or(Parked::Refused, |skb| parked::park(skb, key, now))
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@
 //! again each time.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_ANY, BPF_CSUM_LEVEL_RESET, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM,
+    __sk_buff, BPF_CSUM_LEVEL_RESET, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST,
 };
 use aya_ebpf::helpers::generated::{
     bpf_clone_redirect, bpf_csum_level, bpf_get_prandom_u32, bpf_skb_change_tail,
@@ -14,7 +14,10 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use lb_common::family::{Family, V4};
-use lb_common::lb::fragment::{MAX_FRAME, ParkedFrame, ParkedKey};
+use lb_common::lb::fragment::{MAX_FRAME, Parked, ParkedFrame, ParkedKey};
+
+use crate::env::EEXIST;
+use crate::tc::OUTWARDS;
 
 /// 4.8 MB. In no pin directory: what it holds is worth nothing after a second.
 #[map]
@@ -34,12 +37,12 @@ pub fn since(key: &ParkedKey) -> Option<u32> {
 
 /// As [`lb_common::env::Waiting::park`].
 #[inline(always)]
-pub fn park(skb: *mut __sk_buff, key: &ParkedKey, now: u32) -> bool {
+pub fn park(skb: *mut __sk_buff, key: &ParkedKey, now: u32) -> Parked {
     let Some(parked) = ASIDE.get_ptr_mut(0) else {
-        return false;
+        return Parked::Refused;
     };
     if !load(skb, parked) {
-        return false;
+        return Parked::Refused;
     }
     // SAFETY: this CPU's element, and nobody else's while the hook runs; the context is valid.
     unsafe {
@@ -47,7 +50,11 @@ pub fn park(skb: *mut __sk_buff, key: &ParkedKey, now: u32) -> bool {
         (*parked).device = core::ptr::read_volatile(&raw const (*skb).ifindex);
         (*parked).stamp = bpf_get_prandom_u32();
         let frame: &ParkedFrame = &*parked;
-        PARKED.insert(key, frame, BPF_ANY.into()).is_ok()
+        match PARKED.insert(key, frame, BPF_NOEXIST.into()) {
+            Ok(()) => Parked::Kept,
+            Err(EEXIST) => Parked::Taken,
+            Err(_) => Parked::Refused,
+        }
     }
 }
 
@@ -101,8 +108,9 @@ pub fn resend(skb: *mut __sk_buff, key: &ParkedKey, ip_offset: u32) {
     // Before it is sent: it may come by here before the call returns.
     forget(key);
     if is_stored && is_whole {
+        let direction = if key.leaves == 0 { BPF_F_INGRESS as u64 } else { OUTWARDS };
         // SAFETY: the context is valid. What can't be sent is lost, as on any device.
-        unsafe { bpf_clone_redirect(skb, device, BPF_F_INGRESS as u64) };
+        unsafe { bpf_clone_redirect(skb, device, direction) };
     }
 }
 

@@ -330,11 +330,13 @@ impl<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool> P
         (true, true) => EventHook::PodEgress,
     };
     const SCTP: bool = SCTP;
-    // What comes over a network needs not be in order, nor what a pod with a kernel of its own sends; what
-    // leaves the node is from stacks, which send so. Replies that a node passes on to a pod may be out of
-    // order too, but parking them is too much for 6.1's verifier. Of SCTP, whose checksum is over all of
-    // a packet, fragments can't be translated.
-    const PARKING: Parking = if SCTP || OUT { Parking::Never } else { Parking::OwnAddresses };
+    // What gets to a pod is in order already: the hook where it came in saw to that. Of SCTP, whose
+    // checksum is over all of a packet, fragments can't be translated.
+    const PARKING: Parking = match (SCTP, POD, OUT) {
+        (true, _, _) | (_, true, true) => Parking::Never,
+        (false, _, false) => Parking::OwnAddresses,
+        (false, false, true) => Parking::LocalEndpoints,
+    };
 
     #[inline(always)]
     fn buffer(&self) -> Option<*mut __sk_buff> {

@@ -1,4 +1,4 @@
-//! ADDRESSES: the node's own addresses, its pods' and those of Services. One address can be several of
+//! ADDRESSES: the node's own addresses, its pods', its endpoints' and those of Services. One address can be several of
 //! these, so each entry is derived from all, and is written when what follows from them differs from what is there.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +24,10 @@ pub(super) struct Addresses {
     /// Every port of every Service address with the bit that its kind gives; those of one address are
     /// neighbours.
     services: BTreeMap<FrontendAddress, u32>,
+    /// Elements of BACKENDS with an address, of endpoints on this node.
+    endpoints: BTreeMap<Address, u32>,
+    /// Addresses that began or ceased to be endpoints' since [`settle_endpoints`](Self::settle_endpoints).
+    changed: BTreeSet<Address>,
 }
 
 impl Addresses {
@@ -36,7 +40,26 @@ impl Addresses {
         let is_pod = |flags: &u32| flags & AddressFlags::POD != 0;
         let pods = written.iter().filter(|(_, flags)| is_pod(flags)).map(|(address, _)| *address);
         let pods = pods.collect();
-        Ok(Self { written, node, pods, services: BTreeMap::new() })
+        Ok(Self { written, node, pods, ..Self::default() })
+    }
+
+    /// An element of BACKENDS has this address, and its endpoint is on this node: now, or no more.
+    pub(super) fn count_endpoint(&mut self, address: Address, is_here: bool) {
+        let count = self.endpoints.entry(address).or_default();
+        let before = *count;
+        *count = if is_here { before.saturating_add(1) } else { before.saturating_sub(1) };
+        if *count == 0 {
+            self.endpoints.remove(&address);
+        }
+        if before.min(1) != u32::from(self.endpoints.contains_key(&address)) {
+            self.changed.insert(address);
+        }
+    }
+
+    /// Writes what [`count_endpoint`](Self::count_endpoint) was told.
+    pub(super) fn settle_endpoints<S: Store>(&mut self, store: &mut S) -> Result<(), StoreError> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().try_for_each(|address| self.write(store, address))
     }
 
     /// The node's own addresses; true for those that serve NodePorts.
@@ -94,7 +117,9 @@ impl Addresses {
     fn write<S: Store>(&mut self, store: &mut S, address: Address) -> Result<(), StoreError> {
         let node = self.node.get(&address).copied().unwrap_or(0);
         let pod = if self.pods.contains(&address) { AddressFlags::POD } else { 0 };
-        let wanted = node | pod | self.service_bits(address.into());
+        let is_endpoint = self.endpoints.contains_key(&address);
+        let endpoint = if is_endpoint { AddressFlags::ENDPOINT } else { 0 };
+        let wanted = node | pod | endpoint | self.service_bits(address.into());
         if self.written.get(&address).copied().unwrap_or(0) == wanted {
             return Ok(());
         }

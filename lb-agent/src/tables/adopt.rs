@@ -44,7 +44,13 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
     let sources = || entries.values().filter_map(|entry| entry.sources.as_ref());
     let sets = sources().map(|sources| sources.set.0).filter(|set| *set != 0).collect();
     let ranges = sources().map(|sources| sources.ranges.len() as u32).sum();
-    let addresses = Addresses::adopt(&store)?;
+    let mut addresses = Addresses::adopt(&store)?;
+    for index in entries.values().flat_map(|entry| &entry.backends) {
+        let backend = store.backend(BackendIndex(*index));
+        if backend.flags & BackendFlags::LOCAL != 0 {
+            addresses.count_endpoint(backend.address, true);
+        }
+    }
     let used = |number: fn(&Entry) -> u32| -> BTreeSet<u32> {
         entries.values().map(number).filter(|number| *number != 0).collect()
     };

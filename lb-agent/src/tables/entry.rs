@@ -173,7 +173,7 @@ fn new_entry<S: Store>(tables: &mut Tables<S>, key: &ServicePortKey) -> Result<E
 /// no flow knows these elements.
 fn give_back<S: Store>(tables: &mut Tables<S>, backends: &mut ByAddress, added: Vec<SocketAddr>) {
     for index in added.iter().filter_map(|address| backends.remove(address)) {
-        tables.store.set_backend_flags(BackendIndex(index), 0);
+        tables.set_backend_flags(BackendIndex(index), 0);
         tables.backends.give(index);
     }
 }
@@ -208,23 +208,20 @@ fn add_backends<S: Store>(
         if let Some(index) = backends.get(address) {
             let index = BackendIndex(*index);
             let listed = tables.store.backend(index).flags & LISTS;
-            set_flags(tables, index, flags | listed);
+            tables.set_backend_flags(index, flags | listed);
             continue;
         }
         let index = tables.backends.take().ok_or(Problem::Full(Full::Backends))?;
         let generation = tables.store.backend(BackendIndex(index)).generation;
         let element = encode::backend(*address, *flags, service, generation);
         tables.store.set_backend(BackendIndex(index), &element);
+        if flags & BackendFlags::LOCAL != 0 {
+            tables.addresses.count_endpoint(element.address, true);
+        }
         backends.insert(*address, index);
         added.push(*address);
     }
     Ok(())
-}
-
-fn set_flags<S: Store>(tables: &mut Tables<S>, index: BackendIndex, flags: u16) {
-    if tables.store.backend(index).flags != flags {
-        tables.store.set_backend_flags(index, flags);
-    }
 }
 
 /// Writes slots and record where nobody reads, and makes them current with one store. Nothing is
@@ -307,7 +304,7 @@ fn settle_backends<S: Store>(
 ) {
     backends.retain(|address, index| match elements.get(address) {
         Some(flags) => {
-            set_flags(tables, BackendIndex(*index), *flags);
+            tables.set_backend_flags(BackendIndex(*index), *flags);
             true
         }
         None => {

@@ -24,7 +24,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lb_common::abi::{Address, ClientAddresses, Frontend, ServiceIndex, ServicePointer};
+use lb_common::abi::{
+    Address, Backend, BackendFlags, BackendIndex, ClientAddresses, Frontend, ServiceIndex,
+    ServicePointer,
+};
 
 use crate::cluster::snapshot::Protocol;
 use crate::node::facts::{self, NodeFacts};
@@ -161,6 +164,7 @@ impl<S: Store> Tables<S> {
                 self.remove_port(key)?;
             }
         }
+        self.addresses.settle_endpoints(&mut self.store)?;
         delta.ranges.as_ref().map_or(Ok(()), |wanted| ranges::set(&mut self.store, wanted))
     }
 
@@ -173,7 +177,7 @@ impl<S: Store> Tables<S> {
         for (address, (key, kind)) in std::mem::take(&mut self.skipped) {
             self.write_frontend(&address, &key, kind)?;
         }
-        Ok(())
+        self.addresses.settle_endpoints(&mut self.store)
     }
 
     /// Makes the maps hold the node's own addresses and devices. `xdp` says for each device whether
@@ -366,11 +370,23 @@ impl<S: Store> Tables<S> {
     /// An endpoint left: its flows are stale from this store on.
     fn retire_backend(&mut self, key: &ServicePortKey, index: u32) {
         self.udp_left |= key.protocol == Protocol::Udp;
-        let index = lb_common::abi::BackendIndex(index);
+        let index = BackendIndex(index);
         let generation = self.store.backend(index).generation.wrapping_add(1);
         self.store.set_generation(index, generation);
-        self.store.set_backend_flags(index, 0);
+        self.set_backend_flags(index, 0);
         self.retired.backends.push(index.0);
+    }
+
+    /// Changes the flags of an element of BACKENDS.
+    fn set_backend_flags(&mut self, index: BackendIndex, flags: u16) {
+        let Backend { address, flags: before, .. } = self.store.backend(index);
+        if before == flags {
+            return;
+        }
+        self.store.set_backend_flags(index, flags);
+        if (before ^ flags) & BackendFlags::LOCAL != 0 {
+            self.addresses.count_endpoint(address, flags & BackendFlags::LOCAL != 0);
+        }
     }
 
     /// Whether there is a Service port of this protocol.

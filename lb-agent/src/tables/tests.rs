@@ -542,6 +542,50 @@ fn service_addresses_are_marked_as_such_beside_the_nodes_own() {
 }
 
 #[test]
+fn endpoints_of_this_node_are_marked_until_no_port_has_them() {
+    let marked = |tables: &Tables<FakeStore>| -> Vec<String> {
+        let is_endpoint = |flags: &u32| flags & AddressFlags::ENDPOINT != 0;
+        let addresses = tables.store().addresses.iter().filter(|(_, flags)| is_endpoint(flags));
+        addresses.map(|(address, _)| IpAddr::from(*address).to_string()).collect()
+    };
+    let placed = |last: u8, backends: &[(u8, Placement)]| {
+        let backends = backends.iter().map(|(last, placement)| backend(*last, *placement));
+        let endpoints = endpoints(backends.collect(), |_| false);
+        ServicePortPlan { endpoints, ..plan(FrontendKind::ClusterIp, last, &[1]) }
+    };
+    let change = |tables: &mut Tables<FakeStore>, name, plan: Option<ServicePortPlan>| {
+        let ports = [(key(name), plan.map(Arc::new))].into();
+        tables.apply(&Delta { ports, ..Delta::default() }).unwrap();
+    };
+    use Placement::{Local, Remote, Unknown};
+    let mut tables = applied(FakeStore::new(16, 16, 64), &Desired::default());
+    change(&mut tables, "one", Some(placed(1, &[(1, Local), (2, Remote), (3, Unknown)])));
+    change(&mut tables, "two", Some(placed(2, &[(1, Local), (4, Local)])));
+    assert_eq!(marked(&tables), ["10.244.1.1", "10.244.1.4"]);
+    change(&mut tables, "one", Some(placed(1, &[(2, Local)])));
+    assert_eq!(marked(&tables), ["10.244.1.1", "10.244.1.2", "10.244.1.4"]);
+
+    // Also while no agent runs, and for one that didn't know the mark.
+    let restart = |tables: Tables<FakeStore>, forgets: bool| {
+        let mut store = tables.into_store();
+        if forgets {
+            store.addresses.clear();
+        }
+        let ports = [(key("two"), Arc::new(placed(2, &[(1, Local)])))].into();
+        applied(store, &Desired { ports, ..Desired::default() })
+    };
+    let tables = restart(tables, false);
+    assert_eq!(marked(&tables), ["10.244.1.1"]);
+    let mut tables = restart(tables, true);
+    assert_eq!(marked(&tables), ["10.244.1.1"]);
+    change(&mut tables, "two", Some(placed(2, &[(1, Remote)])));
+    assert!(tables.store().addresses.is_empty());
+    change(&mut tables, "two", Some(placed(2, &[(1, Local)])));
+    change(&mut tables, "two", None);
+    assert!(tables.store().addresses.is_empty());
+}
+
+#[test]
 fn endpoints_that_leave_udp_ports_are_told_once_and_those_of_tcp_ports_are_not() {
     let udp = ServicePortKey { protocol: Protocol::Udp, ..key("udp") };
     let mut desired = desired(&[(1, FrontendKind::ClusterIp, vec![1, 2])]);

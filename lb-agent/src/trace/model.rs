@@ -17,7 +17,7 @@ use lb_common::env::{
     Waiting,
 };
 use lb_common::family::Family;
-use lb_common::lb::fragment::{ParkedKey, Parking};
+use lb_common::lb::fragment::{Parked, ParkedKey, Parking};
 use lb_common::lb::frontend::Destination;
 use lb_common::lb::monitor::Subject;
 use lb_common::lb::policy::Client;
@@ -255,8 +255,8 @@ impl<F: Family, T, const POD: bool, const SCTP: bool> Waiting for Hook<'_, '_, F
     fn parked(&self, _: &ParkedKey) -> Option<u32> {
         None
     }
-    fn park(&mut self, _: &ParkedKey) -> bool {
-        false
+    fn park(&mut self, _: &ParkedKey) -> Parked {
+        Parked::Refused
     }
     fn forget_parked(&mut self, _: &ParkedKey) {}
     fn set_aside(&mut self) -> bool {

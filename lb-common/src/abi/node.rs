@@ -20,6 +20,8 @@ impl AddressFlags {
     pub const EXTERNAL: u32 = 1 << 3;
     /// A pod of this node that is served by packet: answers to it may be translated.
     pub const POD: u32 = 1 << 4;
+    /// An endpoint on this node: its answers may be translated as they leave.
+    pub const ENDPOINT: u32 = 1 << 5;
     /// Packets to such an address may be translated.
     pub const OURS: u32 = Self::NODE | Self::CLUSTER_IP | Self::EXTERNAL | Self::POD;
 }

@@ -25,9 +25,11 @@ pub const PATIENCE_TICKS: u32 = 64;
 pub enum Parking {
     /// None: this hook passes them on.
     Never,
-    /// Those for addresses of the node and of Services. Others are somebody else's traffic, which the
-    /// kernel routes without ports.
+    /// Those that come in for addresses of the node, of Services and of pods that are served by packet.
+    /// Others are somebody else's traffic, which the kernel routes without ports.
     OwnAddresses,
+    /// Those that are about to leave, from endpoints on this node.
+    LocalEndpoints,
 }
 
 /// Key of PARKED.
@@ -42,21 +44,25 @@ pub struct ParkedKey {
     pub id: u32,
     /// IP protocol number, widened.
     pub protocol: u32,
+    /// 1 where the hook sees what is about to leave, 0 where it sees what comes in: one datagram passes
+    /// both, and each waits for its own first fragment.
+    pub leaves: u32,
     /// Counts the parked fragments of one datagram, from zero in the order of their arrival.
     pub number: u32,
 }
 
-const _: () = assert!(size_of::<ParkedKey>() == 44 && align_of::<ParkedKey>() == 4);
+const _: () = assert!(size_of::<ParkedKey>() == 48 && align_of::<ParkedKey>() == 4);
 
 impl ParkedKey {
-    /// The first that is parked of a datagram.
+    /// The first that is parked of a datagram at these hooks.
     #[inline(always)]
-    fn first_of<F: Family>(datagram: &FragmentKey<F>) -> Self {
+    fn first_of<F: Family>(datagram: &FragmentKey<F>, parking: Parking) -> Self {
         Self {
             source: F::widen(datagram.source),
             destination: F::widen(datagram.destination),
             id: datagram.id,
             protocol: datagram.protocol,
+            leaves: matches!(parking, Parking::LocalEndpoints) as u32,
             number: 0,
         }
     }
@@ -80,6 +86,17 @@ pub struct ParkedFrame {
 
 const _: () = assert!(size_of::<ParkedFrame>() == 16 + MAX_FRAME as usize);
 
+/// What became of a frame that was to be parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parked {
+    /// It is kept.
+    Kept,
+    /// Another one is kept under this key.
+    Taken,
+    /// It is too long, or the table refuses.
+    Refused,
+}
+
 /// The ports of a later fragment; without them, what the packet counts as.
 #[inline(always)]
 pub fn ports<F: Family, E: Env<F>>(env: &mut E, datagram: &FragmentKey<F>) -> Result<Ports, Kind> {
@@ -96,21 +113,29 @@ pub fn ports<F: Family, E: Env<F>>(env: &mut E, datagram: &FragmentKey<F>) -> Re
 
 #[inline(always)]
 fn park<F: Family, E: Env<F>>(env: &mut E, datagram: &FragmentKey<F>) -> bool {
-    let waits = match E::PARKING {
-        Parking::Never => false,
-        Parking::OwnAddresses => {
-            let flags = env.address_flags(&F::widen(datagram.destination));
-            flags & AddressFlags::OURS != 0
-        }
+    let (address, wanted) = match E::PARKING {
+        Parking::Never => return false,
+        Parking::OwnAddresses => (datagram.destination, AddressFlags::OURS),
+        Parking::LocalEndpoints => (datagram.source, AddressFlags::ENDPOINT),
     };
+    let waits = env.address_flags(&F::widen(address)) & wanted != 0;
     if !waits || !env.serves(datagram.protocol as u8) {
         return false;
     }
     let now = env.now();
-    let mut key = ParkedKey::first_of(datagram);
+    let mut key = ParkedKey::first_of(datagram, E::PARKING);
     while key.number < MAX_PARKED {
-        if env.parked(&key).is_none_or(|since| is_stale(since, now)) {
-            return env.park(&key);
+        let since = env.parked(&key);
+        if since.is_none_or(|since| is_stale(since, now)) {
+            if since.is_some() {
+                env.forget_parked(&key);
+            }
+            match env.park(&key) {
+                Parked::Kept => return true,
+                // Another CPU was faster.
+                Parked::Taken => {}
+                Parked::Refused => return false,
+            }
         }
         key.number += 1;
     }
@@ -124,7 +149,7 @@ pub fn release<F: Family, E: Env<F>>(env: &mut E, datagram: &FragmentKey<F>) -> 
     if matches!(E::PARKING, Parking::Never) {
         return true;
     }
-    let mut key = ParkedKey::first_of(datagram);
+    let mut key = ParkedKey::first_of(datagram, E::PARKING);
     // A packet can't be made here: the first fragment lends its own.
     if env.parked(&key).is_none() || !env.set_aside() {
         return true;

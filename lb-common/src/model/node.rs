@@ -352,20 +352,27 @@ impl<F: Family, H: Hook, const LEAVES: bool, const SCTP: bool> View<'_, F, H, LE
 impl<F: Family, H: Hook, const LEAVES: bool, const SCTP: bool> Waiting
     for View<'_, F, H, LEAVES, SCTP>
 {
-    const PARKING: Parking = if SCTP || LEAVES { Parking::Never } else { H::PARKING };
+    const PARKING: Parking = match (SCTP, LEAVES, H::CLIENTS) {
+        (true, _, _) | (_, true, Client::OnNode) => Parking::Never,
+        (false, false, _) => H::PARKING,
+        (false, true, Client::Outside) => Parking::LocalEndpoints,
+    };
 
     fn parked(&self, key: &ParkedKey) -> Option<u32> {
         self.node.parked.get(key).map(|parked| parked.since)
     }
 
-    fn park(&mut self, key: &ParkedKey) -> bool {
+    fn park(&mut self, key: &ParkedKey) -> fragment::Parked {
         if self.bytes.len() > fragment::MAX_FRAME as usize {
-            return false;
+            return fragment::Parked::Refused;
+        }
+        if self.node.parked.contains_key(key) {
+            return fragment::Parked::Taken;
         }
         let Node { input, world, .. } = &*self.node;
         let parked = Parked { since: world.now.get(), device: *input, bytes: self.bytes.clone() };
         self.node.parked.insert(*key, parked);
-        true
+        fragment::Parked::Kept
     }
 
     fn forget_parked(&mut self, key: &ParkedKey) {

@@ -260,6 +260,10 @@ impl World {
                 && known.address == endpoint.address.ip().into()
                 && known.port.get() == endpoint.address.port()
         };
+        if endpoint.place == Place::Here {
+            let address = endpoint.address.ip().into();
+            *self.addresses.entry(address).or_default() |= AddressFlags::ENDPOINT;
+        }
         let known = (0..).zip(&mut self.backends).find(|(_, known)| is_it(known));
         if let Some((index, known)) = known {
             known.flags |= list;

@@ -135,15 +135,51 @@ fn fragments_from_a_pod_wait_for_their_first_one() {
     of::<V6>();
 }
 
+/// An endpoint of this node answers a client outside, in any order: also where its own device has a hook
+/// that has seen the first fragment already.
 #[test]
-fn what_leaves_the_node_and_what_pods_send_where_sockets_are_served_does_not_wait() {
-    fn of<F: AnswerFormat>() {
+fn what_endpoints_of_this_node_send_out_waits_for_its_first_fragment() {
+    fn of<F: AnswerFormat>(first_is_known: bool) {
         let mut node = scene::node::<F>();
         let whole = to_local::<F>();
         node.ingress::<Tc>(&whole.frame());
         let reply = whole.between(pod::<F>(Role::LocalPod), whole.source, 64);
+        let leaves = whole.reply(0);
+        let leaves = leaves.between(whole.destination, whole.source, 64);
+        let early = piece(&reply, 5, false);
+        let first = piece(&reply, 0, true);
+        assert_eq!(node.egress::<Tc>(&early.frame()).verdict, Verdict::Parked);
+        if first_is_known {
+            assert_eq!(node.ingress::<PodTc>(&first.frame()).verdict, Verdict::Pass);
+            assert_eq!((node.parked.len(), node.resent.len()), (1, 0), "it has yet to leave");
+        }
+        let outcome = node.egress::<Tc>(&first.frame());
+        assert_eq!(outcome.verdict, Verdict::Deliver);
+        assert_eq!(outcome.bytes, piece(&leaves, 0, true).frame());
+        let parked = resent(&mut node);
+        let outcome = node.egress::<Tc>(&parked[0].bytes);
+        assert_eq!(outcome.verdict, Verdict::Deliver);
+        assert_eq!(outcome.bytes, piece(&leaves, 5, false).frame());
+        assert!(node.parked.is_empty());
+    }
+    for first_is_known in [false, true] {
+        of::<V4>(first_is_known);
+        of::<V6>(first_is_known);
+    }
+}
+
+#[test]
+fn what_others_send_out_and_what_pods_send_where_sockets_are_served_does_not_wait() {
+    fn of<F: AnswerFormat>() {
+        let mut node = scene::node::<F>();
+        let whole = to_local::<F>();
+        node.ingress::<Tc>(&whole.frame());
+        let reply = whole.between(pod::<F>(Role::UnknownPod), whole.source, 64);
         let early = piece(&reply, 5, false);
         assert_eq!(node.egress::<Tc>(&early.frame()).verdict, Verdict::Pass);
+        let reply = whole.between(pod::<F>(Role::LocalPod), whole.source, 64);
+        let early = piece(&reply, 5, false);
+        assert_eq!(node.egress::<PodTc>(&early.frame()).verdict, Verdict::Pass);
         node.pod_packets = false;
         let early = piece(&whole, 5, false);
         assert_eq!(node.ingress::<PodTc>(&early.frame()).verdict, Verdict::Pass);

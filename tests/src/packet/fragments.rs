@@ -27,7 +27,8 @@ pub(super) fn cases<F: AnswerFormat>() -> Vec<Case<F>> {
         ("replies of remote backends wait too", replies),
         ("fragments of every length wait, and come to no harm of each other", lengths),
         ("fragments from pods wait too", pods),
-        ("fragments for others pass untouched, and so do those that leave", others),
+        ("fragments of a local endpoint's answers wait as they leave", answers),
+        ("fragments for others pass untouched, and so do those that others send", others),
         ("one datagram has no more fragments than there can be", many),
         ("fragments whose first one never comes harm nobody", orphans),
         ("a first fragment sends none that waited for an earlier one", stale),
@@ -113,6 +114,35 @@ fn replies<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
     let back = first.between(request.destination, request.source, 63);
     bench.expect(Hook::Ingress, &first.frame(), TC_REDIRECT, &back.frame())?;
     parked(bench, 0)
+}
+
+fn answers<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
+    let request = sent::<F>(external::<F>(port::LOCAL), Transport::Udp);
+    let endpoint = pod::<F>(Role::LocalPod);
+    bench.expect(
+        Hook::Ingress,
+        &request.frame(),
+        TC_NEXT,
+        &request.between(request.source, endpoint, 64).frame(),
+    )?;
+    let reply = request.between(endpoint, request.source, 64);
+    for (count, offset) in [9, 5, 7].into_iter().enumerate() {
+        let early = later(request.source, &reply, 3, offset, 16);
+        bench.expect(Hook::Egress, &early, TC_DROP, &early)?;
+        parked(bench, count + 1)?;
+    }
+    let first = first(&reply, 3);
+    // It has yet to leave.
+    bench.untouched(Hook::PodIngress, &first.frame())?;
+    parked(bench, 3)?;
+    let leaves = first.between(request.destination, request.source, 64);
+    bench.expect(Hook::Egress, &first.frame(), TC_NEXT, &leaves.frame())?;
+    parked(bench, 0)?;
+    let (early, late) = (
+        later(request.source, &reply, 3, 9, 16),
+        later(request.source, &request.between(request.destination, request.source, 64), 3, 9, 16),
+    );
+    bench.expect(Hook::Egress, &early, TC_NEXT, &late)
 }
 
 fn lengths<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
