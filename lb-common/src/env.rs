@@ -12,7 +12,7 @@ use crate::abi::{
 use crate::bytes::Be16;
 use crate::family::Family;
 use crate::lb::DropReason;
-use crate::lb::fragment::{Parked, ParkedKey, Parking};
+use crate::lb::fragment::{self, Parked, ParkedKey, Parking};
 use crate::lb::monitor::Subject;
 use crate::lb::policy::Client;
 use crate::packet::{FragmentKey, Packet, Work};
@@ -192,7 +192,7 @@ pub enum InsertError {
 }
 
 /// Fragments that wait for the first one of their datagram.
-pub trait Waiting {
+pub trait Waiting: Tables + Sized {
     /// Which ones do here.
     const PARKING: Parking;
 
@@ -209,10 +209,22 @@ pub trait Waiting {
     fn resend_parked(&mut self, key: &ParkedKey);
     /// This frame has the bytes again that it was set aside with; `false` when it is lost.
     fn take_back(&mut self) -> bool;
+    /// `number` and one, where the compiler can't tell.
+    fn next(&self, number: u32) -> u32 {
+        number + 1
+    }
+    /// As [`fragment::park_somewhere`].
+    fn park_somewhere(&mut self, first: &ParkedKey) -> bool {
+        fragment::park_somewhere(self, &mut first.clone())
+    }
+    /// As [`fragment::resend_all`].
+    fn resend_all(&mut self, first: &ParkedKey) -> bool {
+        fragment::resend_all(self, &mut first.clone())
+    }
 }
 
 /// Everything a packet decision may ask.
-pub trait Env<F: Family>: Tables + Frame + Waiting {
+pub trait Env<F: Family>: Frame + Waiting {
     /// Whether packets that this hook passes on meet no other of ours. XDP carries known, forwarded
     /// flows alone; first packets, local backends (better served behind GRO) and answers it leaves
     /// to tc.

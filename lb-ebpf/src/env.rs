@@ -324,6 +324,21 @@ impl<C: PacketContext> Waiting for Kernel<C> {
     fn take_back(&mut self) -> bool {
         self.context.buffer().is_some_and(|skb| parked::take_back(skb, C::IP_OFFSET))
     }
+
+    #[inline(always)]
+    fn next(&self, number: u32) -> u32 {
+        parked::next(number)
+    }
+
+    #[inline(always)]
+    fn park_somewhere(&mut self, first: &ParkedKey) -> bool {
+        self.context.buffer().is_some_and(|skb| parked::park_somewhere(skb, first))
+    }
+
+    #[inline(always)]
+    fn resend_all(&mut self, first: &ParkedKey) -> bool {
+        self.context.buffer().is_some_and(|skb| parked::resend_all(skb, first, C::IP_OFFSET))
+    }
 }
 
 impl<F: FamilyMaps, C: PacketContext> Env<F> for Kernel<C> {

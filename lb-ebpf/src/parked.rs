@@ -14,18 +14,81 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use lb_common::family::{Family, V4};
-use lb_common::lb::fragment::{MAX_FRAME, Parked, ParkedFrame, ParkedKey};
+use lb_common::lb::fragment::{self, MAX_FRAME, Parked, ParkedFrame, ParkedKey};
+use lb_common::wire::ethernet;
 
-use crate::env::EEXIST;
-use crate::tc::OUTWARDS;
+use crate::env::{EEXIST, Kernel};
+use crate::tc::{OUTWARDS, Skb};
 
 /// 4.8 MB. In no pin directory: what it holds is worth nothing after a second.
 #[map]
 static PARKED: LruHashMap<ParkedKey, ParkedFrame> = LruHashMap::with_max_entries(512, 0);
 /// Where a frame is put together to be parked, and where a first fragment's is while its socket buffer
-/// is lent. Never both in one run: whose ports are known doesn't park.
+/// is lent. What it sends may be parked anew before it has its own back.
 #[map]
-static ASIDE: PerCpuArray<ParkedFrame> = PerCpuArray::with_max_entries(1, 0);
+static ASIDE: PerCpuArray<ParkedFrame> = PerCpuArray::with_max_entries(2, 0);
+const TO_PARK: u32 = 0;
+const LENT: u32 = 1;
+/// The key that is looked up: the stack of a packet hook is nearly full.
+#[map]
+static PLACE: PerCpuArray<ParkedKey> = PerCpuArray::with_max_entries(1, 0);
+
+/// As [`lb_common::lb::fragment::park_somewhere`].
+#[inline(always)]
+pub fn park_somewhere(skb: *mut __sk_buff, first: &ParkedKey) -> bool {
+    let Some(place) = PLACE.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: this CPU's element, and nobody else's until the call.
+    unsafe {
+        *place = *first;
+        park_frame(skb) != 0
+    }
+}
+
+/// As [`lb_common::lb::fragment::resend_all`].
+#[inline(always)]
+pub fn resend_all(skb: *mut __sk_buff, first: &ParkedKey, ip_offset: u32) -> bool {
+    let Some(place) = PLACE.get_ptr_mut(0) else {
+        return true;
+    };
+    // SAFETY: as above.
+    unsafe {
+        *place = *first;
+        resend_frames(skb, ip_offset) != 0
+    }
+}
+
+/// A hook of this direction and kind of device; only its socket buffer counts here.
+type Hook<const IP_OFFSET: u32> = Kernel<Skb<IP_OFFSET, false, false, false>>;
+
+/// Global, so that the verifier judges it once and not again with all that may come before and behind: Linux 6.1
+/// gives up on that.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn park_frame(skb: *mut __sk_buff) -> u32 {
+    PLACE.get_ptr_mut(0).is_some_and(|place| {
+        // SAFETY: this CPU's element.
+        let place = unsafe { &mut *place };
+        fragment::park_somewhere(&mut Hook::<0>::new(Skb(skb)), place)
+    }) as u32
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn resend_frames(skb: *mut __sk_buff, ip_offset: u32) -> u32 {
+    PLACE.get_ptr_mut(0).is_none_or(|place| {
+        // SAFETY: this CPU's element. Where a frame passes the hook before its call returns, it may have
+        // another number then, which is written anew each time.
+        let place = unsafe { &mut *place };
+        if ip_offset == 0 {
+            fragment::resend_all(&mut Hook::<0>::new(Skb(skb)), place)
+        } else {
+            fragment::resend_all(&mut Hook::<{ ethernet::HEADER_LEN }>::new(Skb(skb)), place)
+        }
+    }) as u32
+}
 
 /// As [`lb_common::env::Waiting::parked`].
 #[inline(always)]
@@ -38,7 +101,7 @@ pub fn since(key: &ParkedKey) -> Option<u32> {
 /// As [`lb_common::env::Waiting::park`].
 #[inline(always)]
 pub fn park(skb: *mut __sk_buff, key: &ParkedKey, now: u32) -> Parked {
-    let Some(parked) = ASIDE.get_ptr_mut(0) else {
+    let Some(parked) = ASIDE.get_ptr_mut(TO_PARK) else {
         return Parked::Refused;
     };
     if !load(skb, parked) {
@@ -68,7 +131,7 @@ pub fn forget(key: &ParkedKey) {
 /// As [`lb_common::env::Waiting::set_aside`].
 #[inline(always)]
 pub fn set_aside(skb: *mut __sk_buff) -> bool {
-    let Some(aside) = ASIDE.get_ptr_mut(0) else {
+    let Some(aside) = ASIDE.get_ptr_mut(LENT) else {
         return false;
     };
     if !load(skb, aside) {
@@ -85,7 +148,7 @@ pub fn set_aside(skb: *mut __sk_buff) -> bool {
 /// As [`lb_common::env::Waiting::take_back`].
 #[inline(always)]
 pub fn take_back(skb: *mut __sk_buff, ip_offset: u32) -> bool {
-    ASIDE.get_ptr(0).is_some_and(|aside| store(skb, aside, ip_offset))
+    ASIDE.get_ptr(LENT).is_some_and(|aside| store(skb, aside, ip_offset))
 }
 
 /// As [`lb_common::env::Waiting::resend_parked`].
@@ -112,6 +175,16 @@ pub fn resend(skb: *mut __sk_buff, key: &ParkedKey, ip_offset: u32) {
         // SAFETY: the context is valid. What can't be sent is lost, as on any device.
         unsafe { bpf_clone_redirect(skb, device, direction) };
     }
+}
+
+/// As [`lb_common::env::Waiting::next`]. Before 6.2 the kernel lets no addition fall into the head of a loop, and
+/// that is where the compiler puts one that it knows.
+#[inline(always)]
+pub fn next(number: u32) -> u32 {
+    let mut number = number as u64;
+    // SAFETY: changes this register alone.
+    unsafe { core::arch::asm!("{number} += 1", number = inout(reg) number) };
+    number as u32
 }
 
 /// `length`, which is an IPv4 header's at least and `most` at most, so that every verifier sees it. Not in

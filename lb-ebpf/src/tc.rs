@@ -385,7 +385,7 @@ impl<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool> P
     #[inline(always)]
     fn change_header_checksum(&mut self, offset: u32, change: Sum) -> bool {
         // SAFETY: plain numbers. Width 0: `to` is a difference.
-        unsafe { bpf_l3_csum_replace(self.0.cast(), offset, 0, change.0 as u64, 0) == 0 }
+        unsafe { bpf_l3_csum_replace(self.0.cast(), offset, 0, change.fold() as u64, 0) == 0 }
     }
 
     #[inline(always)]
@@ -406,7 +406,8 @@ impl<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool> P
         };
         // SAFETY: plain numbers. Width 0: `to` is a difference.
         unsafe {
-            bpf_l4_csum_replace(self.0.cast(), offset, 0, change.0 as u64, pseudo | mangled) == 0
+            bpf_l4_csum_replace(self.0.cast(), offset, 0, change.fold() as u64, pseudo | mangled)
+                == 0
         }
     }
 

@@ -248,7 +248,9 @@ impl<F: Family, T, const POD: bool, const SCTP: bool> Frame for Hook<'_, '_, F, 
     }
 }
 
-impl<F: Family, T, const POD: bool, const SCTP: bool> Waiting for Hook<'_, '_, F, T, POD, SCTP> {
+impl<F: Family, T: Tables, const POD: bool, const SCTP: bool> Waiting
+    for Hook<'_, '_, F, T, POD, SCTP>
+{
     // The packet is whole.
     const PARKING: Parking = Parking::Never;
 

@@ -7,7 +7,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::abi::{Address, AddressFlags};
-use crate::env::Env;
+use crate::env::{Env, Waiting};
 use crate::family::Family;
 use crate::packet::{FragmentKey, Kind};
 use crate::wire::transport::Ports;
@@ -122,24 +122,7 @@ fn park<F: Family, E: Env<F>>(env: &mut E, datagram: &FragmentKey<F>) -> bool {
     if !waits || !env.serves(datagram.protocol as u8) {
         return false;
     }
-    let now = env.now();
-    let mut key = ParkedKey::first_of(datagram, E::PARKING);
-    while key.number < MAX_PARKED {
-        let since = env.parked(&key);
-        if since.is_none_or(|since| is_stale(since, now)) {
-            if since.is_some() {
-                env.forget_parked(&key);
-            }
-            match env.park(&key) {
-                Parked::Kept => return true,
-                // Another CPU was faster.
-                Parked::Taken => {}
-                Parked::Refused => return false,
-            }
-        }
-        key.number += 1;
-    }
-    false
+    env.park_somewhere(&ParkedKey::first_of(datagram, E::PARKING))
 }
 
 /// A first fragment has come, and its ports are remembered: those that wait for it pass the hook again
@@ -149,25 +132,58 @@ pub fn release<F: Family, E: Env<F>>(env: &mut E, datagram: &FragmentKey<F>) -> 
     if matches!(E::PARKING, Parking::Never) {
         return true;
     }
-    let mut key = ParkedKey::first_of(datagram, E::PARKING);
+    let key = ParkedKey::first_of(datagram, E::PARKING);
+    env.parked(&key).is_none() || env.resend_all(&key)
+}
+
+/// Keeps a copy of this frame in the first place from `key` on that is free; `false` when there is none.
+#[inline(always)]
+pub fn park_somewhere<W: Waiting>(waiting: &mut W, key: &mut ParkedKey) -> bool {
+    let now = waiting.now();
+    let mut number = 0;
+    while number < MAX_PARKED {
+        key.number = number;
+        number = waiting.next(number);
+        let since = waiting.parked(key);
+        if since.is_some_and(|since| !is_stale(since, now)) {
+            continue;
+        }
+        if since.is_some() {
+            waiting.forget_parked(key);
+        }
+        match waiting.park(key) {
+            Parked::Kept => return true,
+            // Another CPU was faster.
+            Parked::Taken => {}
+            Parked::Refused => return false,
+        }
+    }
+    false
+}
+
+/// Sends every frame that waits, from `key` on, through its hook; `false` when this one was lost over it.
+#[inline(always)]
+pub fn resend_all<W: Waiting>(waiting: &mut W, key: &mut ParkedKey) -> bool {
     // A packet can't be made here: the first fragment lends its own.
-    if env.parked(&key).is_none() || !env.set_aside() {
+    if !waiting.set_aside() {
         return true;
     }
-    let now = env.now();
-    // A gap is an evicted fragment: then the datagram isn't whole, and the rest is of no use.
-    while key.number < MAX_PARKED {
-        let Some(since) = env.parked(&key) else {
+    let now = waiting.now();
+    let mut number = 0;
+    while number < MAX_PARKED {
+        key.number = number;
+        number = waiting.next(number);
+        // A gap is an evicted fragment: then the datagram isn't whole, and the rest is of no use.
+        let Some(since) = waiting.parked(key) else {
             break;
         };
         if is_stale(since, now) {
-            env.forget_parked(&key);
+            waiting.forget_parked(key);
         } else {
-            env.resend_parked(&key);
+            waiting.resend_parked(key);
         }
-        key.number += 1;
     }
-    env.take_back()
+    waiting.take_back()
 }
 
 /// Whether a fragment that waits since then is of an earlier datagram with the same identification.

@@ -168,7 +168,8 @@ fn ports<F: Family>(tuple: &FlowKey<F>) -> Ports {
     Ports { source: tuple.source_port, destination: tuple.destination_port }
 }
 
-#[inline(always)]
+/// Out of line: a kernel program has no stack for sixteen words in flight.
+#[inline(never)]
 fn address_change<F: Family>(from: &FlowKey<F>, to: &FlowKey<F>) -> Sum {
     let sum = |tuple: &FlowKey<F>| F::sum(tuple.source).add(F::sum(tuple.destination));
     Sum::change(sum(from), sum(to))

@@ -5,15 +5,19 @@
 
 use crate::bytes::Be16;
 
-/// A one's complement sum, not yet folded to 16 bits.
+/// A sum of 16-bit words, with room for the carries of more of them than a packet has. A carry that is added at
+/// each step is a branch to the compiler and two ways to the kernel's verifier, which doubles them each time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sum(pub u32);
+pub struct Sum(u32);
+
+/// Zero as one's complement has it too: a multiple of 0xffff, and more than the sum of any header.
+const ZERO: u32 = 0xffff << 12;
 
 impl Sum {
     /// Of a 32-bit word as it lies in memory.
     #[inline(always)]
     pub const fn of_word(word: u32) -> Self {
-        Self(word)
+        Self((word & 0xffff) + (word >> 16))
     }
 
     /// Of a 16-bit word as it lies in memory.
@@ -22,12 +26,11 @@ impl Sum {
         Self(half as u32)
     }
 
-    /// Sum with end-around carry.
+    /// Both together.
     #[inline(always)]
     #[must_use]
     pub const fn add(self, other: Self) -> Self {
-        let total = self.0 as u64 + other.0 as u64;
-        Self((total as u32).wrapping_add((total >> 32) as u32))
+        Self(self.0.wrapping_add(other.0))
     }
 
     /// What must be added to a sum that holds `old` so that it holds `new` instead:
@@ -35,7 +38,7 @@ impl Sum {
     #[inline(always)]
     #[must_use]
     pub const fn change(old: Self, new: Self) -> Self {
-        Self(!old.0).add(new)
+        Self(ZERO.wrapping_sub(old.0)).add(new)
     }
 
     /// The sum folded to 16 bits, not complemented.
