@@ -93,16 +93,11 @@ fn dispatch(args: Args) -> anyhow::Result<ExitCode> {
 fn clean_up(args: &CleanupArgs) -> anyhow::Result<()> {
     let CleanupArgs { kube_proxy, wait, force, pins: PinArgs { bpffs } } = args;
     if *kube_proxy {
-        let rules = takeover::remove_kube_proxy(bpffs, **wait, *force)?;
-        return print(&if rules.any() {
-            format!(
-                "removed {} tables (nftables), {} chains and {} jumps to them (iptables) of kube-proxy",
-                rules.tables(),
-                rules.chains(),
-                rules.jumps()
-            )
+        let removed = takeover::remove_kube_proxy(bpffs, **wait, *force)?;
+        return print(&if removed.any() {
+            format!("removed {removed} of kube-proxy")
         } else {
-            "nothing to remove: kube-proxy has no rules here".to_owned()
+            "nothing to remove: kube-proxy has left nothing here".to_owned()
         });
     }
     if !force {

@@ -9,7 +9,7 @@ use crate::takeover::{self, TakeoverError};
 pub struct KubeProxy {
     /// Tables of its nftables mode, with the family: `ip kube-proxy`.
     pub tables: Vec<String>,
-    /// Chains of its iptables mode, made by iptables-nft. Not those of a kubelet.
+    /// Chains of its iptables mode, in either kind of iptables. Not those of a kubelet.
     pub chains: usize,
     /// The device of its IPVS mode is there.
     pub has_ipvs: bool,
@@ -34,8 +34,8 @@ impl KubeProxy {
 pub fn kube_proxy(bpffs: &Path) -> Result<KubeProxy, TakeoverError> {
     let found = takeover::state(bpffs)?;
     Ok(KubeProxy {
-        tables: found.rules.table_names().collect(),
-        chains: found.rules.chains(),
+        tables: found.leftovers.nftables.table_names().collect(),
+        chains: found.leftovers.chains(),
         has_ipvs: found.ipvs,
         carried: found.carried,
         would_break: found.would_break,

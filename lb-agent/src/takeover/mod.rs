@@ -9,11 +9,14 @@
 //! takeover::hand_back(…)?                 before our datapath is removed: our flows end first
 //! ```
 //!
-//! What was measured: the kernel goes on translating known flows without the rules that they were opened
-//! by, as long as *some* base chain of type nat is left in their family; with the last one it stops, and
-//! each of them breaks.
+//! The kernel goes on translating known flows without the rules that they were opened by, as long as it does
+//! NAT in their family at all (what that takes is in `nat`); when it stops, each of them breaks.
 
 pub mod conntrack;
+pub mod leftovers;
+pub mod legacy;
+mod names;
+mod nat;
 mod netlink;
 pub mod nftables;
 
@@ -29,7 +32,7 @@ use crate::bpf::takeover::{Handover, Others, Services};
 use crate::bpf::{Access, BpfError, cleanup};
 use crate::cluster::snapshot::IpFamily;
 use conntrack::{Held, Stage, Translated};
-use nftables::Rules;
+use leftovers::{LeftoverError, Leftovers};
 
 /// How often flows are counted by those who wait for their end.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,7 +44,10 @@ const IPVS_DEVICE: &str = "kube-ipvs0";
 /// Why a take-over, or the way back, stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
-    /// Conntrack or the rules can't be read or changed.
+    /// What kube-proxy has left can't be read or removed.
+    #[error(transparent)]
+    Leftovers(#[from] LeftoverError),
+    /// Conntrack can't be read or changed.
     #[error("{what}: {source}; this needs CAP_NET_ADMIN in the node's network namespace")]
     Netfilter {
         /// What was tried.
@@ -85,8 +91,8 @@ fn failed(what: &'static str) -> impl FnOnce(Errno) -> TakeoverError {
 /// What of kube-proxy is on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Its rules in nf_tables: modes nftables and iptables (by `iptables-nft`).
-    pub rules: Rules,
+    /// What it has left, or works with.
+    pub leftovers: Leftovers,
     /// It ran, or runs, in mode ipvs.
     pub ipvs: bool,
     /// Flows to Services that conntrack translates and that have not begun to end; without a datapath of
@@ -127,12 +133,12 @@ pub fn state(bpffs: &Path) -> Result<State, TakeoverError> {
         }
         None => false,
     };
-    let rules = read_rules()?;
-    let carried = carried(&rules, services.as_ref())?;
-    let breaks = |flow: &&Translated| !rules.nat_stays(IpFamily::of(flow.frontend.ip()));
+    let leftovers = Leftovers::read()?;
+    let carried = carried(&leftovers, services.as_ref())?;
+    let breaks = |flow: &&Translated| !leftovers.nat_stays(IpFamily::of(flow.frontend.ip()));
     let would_break = carried.iter().filter(breaks).count();
     let ipvs = has_ipvs();
-    Ok(State { rules, ipvs, carried: carried.len(), would_break, is_served })
+    Ok(State { leftovers, ipvs, carried: carried.len(), would_break, is_served })
 }
 
 /// Asks this network namespace; sysfs may be another one's.
@@ -140,24 +146,23 @@ fn has_ipvs() -> bool {
     if_nametoindex(IPVS_DEVICE).is_ok()
 }
 
-fn read_rules() -> Result<Rules, TakeoverError> {
-    Rules::read().map_err(failed("list the rules of nf_tables"))
-}
-
 /// Flows that conntrack translates to endpoints of Services, while the kernel does so.
-fn translated(rules: &Rules, services: Option<&Services>) -> Result<Others, TakeoverError> {
+fn translated(leftovers: &Leftovers, services: Option<&Services>) -> Result<Others, TakeoverError> {
     let mut others =
         Others::list(conntrack::translated).map_err(failed("list the flows of conntrack"))?;
     others.flows.retain(|flow| {
-        rules.nat_is_on(IpFamily::of(flow.frontend.ip()))
+        leftovers.nat_is_on(IpFamily::of(flow.frontend.ip()))
             && services.is_none_or(|known| known.of(flow.protocol, flow.frontend).is_some())
     });
     Ok(others)
 }
 
 /// Those that have not begun to end.
-fn carried(rules: &Rules, services: Option<&Services>) -> Result<Vec<Translated>, TakeoverError> {
-    let mut flows = translated(rules, services)?.flows;
+fn carried(
+    leftovers: &Leftovers,
+    services: Option<&Services>,
+) -> Result<Vec<Translated>, TakeoverError> {
+    let mut flows = translated(leftovers, services)?.flows;
     flows.retain(|flow| flow.stage != Stage::Closing);
     Ok(flows)
 }
@@ -170,9 +175,9 @@ pub fn begin(handover: &mut Handover) -> Result<(), TakeoverError> {
         return Ok(());
     }
     let services = handover.services()?;
-    let rules = read_rules()?;
-    let others = translated(&rules, Some(&services))?;
-    let has_rules = rules.any() || has_ipvs();
+    let leftovers = Leftovers::read()?;
+    let others = translated(&leftovers, Some(&services))?;
+    let has_rules = leftovers.any() || has_ipvs();
     if has_rules || !others.flows.is_empty() {
         let rules = if has_rules { TakeoverFlags::RULES } else { 0 };
         handover.set_flags(TakeoverFlags::BESIDE | TakeoverFlags::YIELDS | rules);
@@ -209,7 +214,7 @@ pub fn settle(handover: &mut Handover) -> Result<(), TakeoverError> {
 /// Marks the other proxy's flows; how many it has, and how many of them had to be marked.
 fn remember(handover: &Handover) -> Result<(usize, usize), TakeoverError> {
     let services = handover.services()?;
-    let others = translated(&read_rules()?, Some(&services))?;
+    let others = translated(&Leftovers::read()?, Some(&services))?;
     Ok((others.flows.len(), handover.remember(&services, &others)?))
 }
 
@@ -221,10 +226,10 @@ pub fn follow(handover: &mut Handover) -> Result<bool, TakeoverError> {
         return Ok(false);
     }
     let services = handover.services()?;
-    let rules = read_rules()?;
-    let others = translated(&rules, Some(&services))?;
+    let leftovers = Leftovers::read()?;
+    let others = translated(&leftovers, Some(&services))?;
     handover.follow_others(&others)?;
-    if rules.any() || has_ipvs() {
+    if leftovers.any() || has_ipvs() {
         handover.set_flags(flags | TakeoverFlags::RULES);
         return Ok(false);
     }
@@ -245,19 +250,19 @@ pub fn remove_kube_proxy(
     bpffs: &Path,
     wait: Duration,
     is_forced: bool,
-) -> Result<Rules, TakeoverError> {
+) -> Result<Leftovers, TakeoverError> {
     let began = Instant::now();
     loop {
         let state = state(bpffs)?;
         if state.ipvs {
             return Err(TakeoverError::Ipvs);
         }
-        if !state.rules.any() {
-            return Ok(state.rules);
+        if !state.leftovers.any() {
+            return Ok(state.leftovers);
         }
         if is_forced || state.may_remove_rules() {
-            state.rules.remove().map_err(failed("remove kube-proxy's rules"))?;
-            return Ok(state.rules);
+            state.leftovers.remove()?;
+            return Ok(state.leftovers);
         }
         if !state.is_served {
             return Err(TakeoverError::NotServed(bpffs.to_owned()));
@@ -277,8 +282,8 @@ pub fn hand_back(bpffs: &Path, wait: Duration) -> Result<(), TakeoverError> {
         Err(BpfError::NoDatapath(_)) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    let rules = read_rules()?;
-    if !rules.any() && !has_ipvs() {
+    let leftovers = Leftovers::read()?;
+    if !leftovers.any() && !has_ipvs() {
         return Ok(());
     }
     let _unused = cleanup::keep_unused(bpffs)?;

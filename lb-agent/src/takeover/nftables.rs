@@ -3,6 +3,8 @@
 
 use nix::errno::Errno;
 
+use super::names;
+use super::nat::{self, Nat};
 use super::netlink::{Netfilter, Order, all, attribute, find, is_absent, name, text};
 use crate::cluster::snapshot::IpFamily;
 
@@ -19,32 +21,6 @@ const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 /// kube-proxy's table in the mode nftables (pkg/proxy/nftables/proxier.go).
 const TABLE: &str = "kube-proxy";
-/// The tables of iptables that kube-proxy uses.
-const IPTABLES: [&str; 3] = ["nat", "filter", "mangle"];
-/// Its chains in the modes iptables and ipvs (pkg/proxy/iptables/proxier.go, ipvs/proxier.go) …
-const CHAINS: [&str; 16] = [
-    "KUBE-SERVICES",
-    "KUBE-EXTERNAL-SERVICES",
-    "KUBE-NODEPORTS",
-    "KUBE-POSTROUTING",
-    "KUBE-MARK-MASQ",
-    "KUBE-FORWARD",
-    "KUBE-PROXY-FIREWALL",
-    "KUBE-PROXY-CANARY",
-    "KUBE-LOAD-BALANCER",
-    "KUBE-NODE-PORT",
-    "KUBE-SOURCE-RANGES-FIREWALL",
-    "KUBE-IPVS-FILTER",
-    "KUBE-IPVS-OUT-FILTER",
-    "KUBE-FIREWALL-DROP",
-    "KUBE-LOAD-BALANCER-FW",
-    "KUBE-LOAD-BALANCER-SOURCE-IP",
-];
-/// … and the beginnings of those of single Services and endpoints. KUBE-FIREWALL, KUBE-KUBELET-CANARY,
-/// KUBE-IPTABLES-HINT and KUBE-MARK-DROP are the kubelet's.
-const PREFIXES: [&str; 6] =
-    ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"];
-
 /// A chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Chain {
@@ -55,14 +31,17 @@ struct Chain {
     is_nat_base: bool,
 }
 
-/// A rule that jumps to another chain.
+/// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Jump {
+struct Rule {
     family: u8,
     table: String,
     chain: String,
     handle: u64,
-    to: String,
+    /// The chain that it jumps to.
+    to: Option<String>,
+    /// It keeps conntrack at work.
+    needs_conntrack: bool,
 }
 
 /// kube-proxy's rules.
@@ -71,9 +50,11 @@ pub struct Rules {
     /// Families of tables in the mode nftables.
     tables: Vec<u8>,
     chains: Vec<Chain>,
-    jumps: Vec<Jump>,
-    /// Other chains keep NAT going: of IPv4, of IPv6.
-    other_nat: [bool; 2],
+    jumps: Vec<Rule>,
+    /// What NAT lives on now.
+    nat: Nat,
+    /// What it would live on without them.
+    other_nat: Nat,
 }
 
 impl Rules {
@@ -99,22 +80,38 @@ impl Rules {
                 if !rules.tables.contains(&chain.family) {
                     rules.tables.push(chain.family);
                 }
+                if chain.is_nat_base {
+                    rules.nat.add_place(ip_families(chain.family));
+                }
             } else if is_kube_proxys(&chain) {
                 rules.chains.push(chain);
             } else if chain.is_nat_base {
-                let [v4, v6] = &mut rules.other_nat;
-                *v4 |= chain.family != IPV6;
-                *v6 |= chain.family != IPV4;
+                rules.nat.add_place(ip_families(chain.family));
+                rules.other_nat.add_place(ip_families(chain.family));
             }
         }
-        let mut jumps = Vec::new();
-        netfilter.dump(GET_RULE, 0, &[], |family, rule| jumps.extend(read_jump(family, rule)))?;
-        // Those inside its chains go with these.
-        let is_in = |jump: &Jump, name: &str| {
-            let of = |chain: &&Chain| (chain.family, &chain.table) == (jump.family, &jump.table);
+        let mut found = Vec::new();
+        netfilter.dump(GET_RULE, 0, &[], |family, rule| found.extend(read_rule(family, rule)))?;
+        let is_in = |rule: &Rule, name: &str| {
+            let of = |chain: &&Chain| (chain.family, &chain.table) == (rule.family, &rule.table);
             rules.chains.iter().filter(of).any(|chain| chain.name == name)
         };
-        jumps.retain(|jump| is_in(jump, &jump.to) && !is_in(jump, &jump.chain));
+        let mut jumps = Vec::new();
+        for rule in found {
+            let families = ip_families(rule.family);
+            let is_jump = rule.to.as_ref().is_some_and(|to| is_in(&rule, to));
+            // Those inside its chains go with these.
+            let is_inside = rule.table == TABLE && rule.family != INET || is_in(&rule, &rule.chain);
+            if rule.needs_conntrack {
+                rules.nat.add_conntrack(families);
+            }
+            if rule.needs_conntrack && !is_inside && !is_jump {
+                rules.other_nat.add_conntrack(families);
+            }
+            if is_jump && !is_inside {
+                jumps.push(rule);
+            }
+        }
         rules.jumps = jumps;
         Ok(rules)
     }
@@ -145,23 +142,14 @@ impl Rules {
         !self.tables.is_empty() || !self.chains.is_empty()
     }
 
-    /// Whether the kernel goes on with the NAT of known flows of `family` without them: it does as
-    /// long as there is a base chain of type nat, whatever is in it. The tables of iptables stay.
-    pub fn nat_stays(&self, family: IpFamily) -> bool {
-        let [v4, v6] = self.other_nat;
-        match family {
-            IpFamily::V4 => v4,
-            IpFamily::V6 => v6,
-        }
+    /// What the kernel's NAT lives on.
+    pub(super) fn nat(&self) -> Nat {
+        self.nat
     }
 
-    /// Whether the kernel does NAT of this family at all now.
-    pub fn nat_is_on(&self, family: IpFamily) -> bool {
-        let own = match family {
-            IpFamily::V4 => IPV4,
-            IpFamily::V6 => IPV6,
-        };
-        self.nat_stays(family) || self.tables.contains(&own)
+    /// What it lives on without them. The tables of iptables stay.
+    pub(super) fn other_nat(&self) -> Nat {
+        self.other_nat
     }
 
     /// Removes them, all at once, and nothing else.
@@ -193,10 +181,7 @@ impl Rules {
 }
 
 fn is_kube_proxys(chain: &Chain) -> bool {
-    [IPV4, IPV6].contains(&chain.family)
-        && IPTABLES.contains(&chain.table.as_str())
-        && (CHAINS.contains(&chain.name.as_str())
-            || PREFIXES.iter().any(|prefix| chain.name.starts_with(prefix)))
+    [IPV4, IPV6].contains(&chain.family) && names::is_kube_proxys(&chain.table, &chain.name)
 }
 
 fn read_chain(family: u8, attributes: &[u8]) -> Option<Chain> {
@@ -210,21 +195,46 @@ fn read_chain(family: u8, attributes: &[u8]) -> Option<Chain> {
     })
 }
 
-fn read_jump(family: u8, attributes: &[u8]) -> Option<Jump> {
-    let to = all(find(attributes, 4)?).find_map(|(_, expression)| {
-        if find(expression, 1).and_then(text) != Some("immediate") {
-            return None;
-        }
-        // Of the immediate value its data, of these the verdict, of this the chain.
-        text(find(find(find(find(expression, 2)?, 2)?, 2)?, 2)?)
-    })?;
-    Some(Jump {
+fn read_rule(family: u8, attributes: &[u8]) -> Option<Rule> {
+    let expressions = || find(attributes, 4).into_iter().flat_map(all);
+    Some(Rule {
         family,
         table: text(find(attributes, 1)?)?.to_owned(),
         chain: text(find(attributes, 2)?)?.to_owned(),
         handle: u64::from_be_bytes(*find(attributes, 3)?.first_chunk()?),
-        to: to.to_owned(),
+        to: expressions().find_map(|(_, expression)| jump(expression)).map(str::to_owned),
+        needs_conntrack: expressions().any(|(_, expression)| needs_conntrack(expression)),
     })
+}
+
+/// The chain that an expression jumps to.
+fn jump(expression: &[u8]) -> Option<&str> {
+    if find(expression, 1).and_then(text) != Some("immediate") {
+        return None;
+    }
+    // Of the immediate value its data, of these the verdict, of this the chain.
+    text(find(find(find(find(expression, 2)?, 2)?, 2)?, 2)?)
+}
+
+/// Whether a rule with this expression keeps conntrack at work.
+fn needs_conntrack(expression: &[u8]) -> bool {
+    match find(expression, 1).and_then(text) {
+        Some("ct" | "nat" | "masq" | "redir") => true,
+        // Extensions of iptables.
+        Some("match" | "target") => find(expression, 2)
+            .and_then(|data| text(find(data, 1)?))
+            .is_some_and(nat::needs_conntrack),
+        _ => false,
+    }
+}
+
+fn ip_families(family: u8) -> &'static [IpFamily] {
+    match family {
+        IPV4 => &[IpFamily::V4],
+        IPV6 => &[IpFamily::V6],
+        INET => &[IpFamily::V4, IpFamily::V6],
+        _ => &[],
+    }
 }
 
 #[cfg(test)]
@@ -232,29 +242,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chains_of_the_kubelet_and_of_others_are_not_kube_proxys() {
-        for (table, name, expected) in [
-            ("nat", "KUBE-SERVICES", true),
-            ("nat", "KUBE-SVC-ABCDEFGHIJKLMNOP", true),
-            ("nat", "KUBE-SEP-ABCDEFGHIJKLMNOP", true),
-            ("filter", "KUBE-FORWARD", true),
-            ("mangle", "KUBE-PROXY-CANARY", true),
-            ("filter", "KUBE-FIREWALL", false),
-            ("mangle", "KUBE-KUBELET-CANARY", false),
-            ("mangle", "KUBE-IPTABLES-HINT", false),
-            ("nat", "PREROUTING", false),
-            ("nat", "CNI-HOSTPORT-DNAT", false),
-            ("others", "KUBE-SERVICES", false),
-        ] {
-            let chain = |family| Chain {
-                family,
-                table: table.into(),
-                name: name.into(),
-                is_nat_base: false,
-            };
-            assert_eq!(is_kube_proxys(&chain(IPV4)), expected, "{table} {name}");
-            assert_eq!(is_kube_proxys(&chain(IPV6)), expected, "{table} {name}");
-            assert!(!is_kube_proxys(&chain(INET)), "{table} {name}");
-        }
+    fn iptables_has_no_tables_of_the_family_inet() {
+        let chain = |family| Chain {
+            family,
+            table: "nat".into(),
+            name: "KUBE-SERVICES".into(),
+            is_nat_base: false,
+        };
+        assert!(is_kube_proxys(&chain(IPV4)) && is_kube_proxys(&chain(IPV6)));
+        assert!(!is_kube_proxys(&chain(INET)));
     }
 }

@@ -24,6 +24,7 @@ mod health_checks;
 mod host_ports;
 mod icmp;
 mod large_packets;
+mod legacy_iptables;
 mod limits;
 mod manifest;
 mod monitor;
