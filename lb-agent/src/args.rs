@@ -176,7 +176,7 @@ pub struct PinArgs {
 /// `lb-agent cleanup`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CleanupArgs {
-    /// Remove kube-proxy's rules instead (modes nftables and iptables), once they carry no flow that
+    /// Remove what kube-proxy left instead (in every of its modes), once that carries no flow that
     /// would break. Beside a running lb-agent; stop kube-proxy first, it would make them again
     #[arg(long)]
     pub kube_proxy: bool,

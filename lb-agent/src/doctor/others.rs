@@ -11,8 +11,8 @@ pub struct KubeProxy {
     pub tables: Vec<String>,
     /// Chains of its iptables mode, in either kind of iptables. Not those of a kubelet.
     pub chains: usize,
-    /// The device of its IPVS mode is there.
-    pub has_ipvs: bool,
+    /// What its IPVS mode left beside chains, in a phrase; `None`: nothing.
+    pub ipvs: Option<String>,
     /// Flows to Services that the kernel still translates by what its rules said.
     pub carried: usize,
     /// Of these, those that would end with its rules.
@@ -26,7 +26,7 @@ pub struct KubeProxy {
 impl KubeProxy {
     /// Whether there are rules of it.
     pub fn has_rules(&self) -> bool {
-        !self.tables.is_empty() || self.chains > 0 || self.has_ipvs
+        !self.tables.is_empty() || self.chains > 0 || self.ipvs.is_some()
     }
 }
 
@@ -36,7 +36,7 @@ pub fn kube_proxy(bpffs: &Path) -> Result<KubeProxy, TakeoverError> {
     Ok(KubeProxy {
         tables: found.leftovers.nftables.table_names().collect(),
         chains: found.leftovers.chains(),
-        has_ipvs: found.ipvs,
+        ipvs: found.leftovers.ipvs.any().then(|| found.leftovers.ipvs.to_string()),
         carried: found.carried,
         would_break: found.would_break,
         may_stop: found.may_stop_kube_proxy(),

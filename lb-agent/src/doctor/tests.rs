@@ -267,7 +267,11 @@ fn other_proxies_and_what_they_left_are_found() {
     };
     one(with(|it| it.tables = vec!["ip kube-proxy".into()]), Severity::Warning, "ip kube-proxy");
     one(with(|it| it.chains = 7), Severity::Warning, "7 chains");
-    one(with(|it| it.has_ipvs = true), Severity::Warning, "kube-ipvs0");
+    one(
+        with(|it| it.ipvs = Some("2 virtual servers".into())),
+        Severity::Warning,
+        "2 virtual servers",
+    );
     let foreign = |program: &str| Foreign { program: program.into(), place: "eth0".into() };
     let mut facts = facts();
     facts.foreign = [foreign("cil_sock4_conne")].into();

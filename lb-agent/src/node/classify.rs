@@ -8,6 +8,7 @@ use super::facts::{ClientAddresses, Device, NodeFacts, Role};
 use super::observe::{Address, Link, Observed};
 use crate::cluster::snapshot::IpFamily;
 use crate::config::{DeviceSelection, NodePortAddresses, PodDevices};
+use crate::takeover::ipvs;
 
 /// Kinds of devices (`IFLA_INFO_KIND`) that carry the traffic of other nodes inside packets.
 ///
@@ -32,10 +33,6 @@ const OVERLAY_KINDS: [&str; 14] = [
 
 /// Kinds of devices that container runtimes put one end of into a pod.
 const PAIR_KINDS: [&str; 2] = ["veth", "netkit"];
-
-/// kube-proxy's IPVS mode binds every Service address to this device and leaves it behind; they are
-/// not the node's own (kube-proxy leaves them out of its NodePort addresses, too).
-const IPVS_DEVICE: &str = "kube-ipvs0";
 
 /// What the operator chose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,8 +181,10 @@ impl View<'_> {
     }
 
     fn addresses(&self, nodeports: &NodePortAddresses) -> BTreeMap<IpAddr, bool> {
+        // kube-proxy's IPVS mode binds every Service address to this device and leaves it behind; they are
+        // not the node's own (kube-proxy leaves them out of its NodePort addresses, too).
         let is_ipvs =
-            |index| self.observed.links.get(&index).is_some_and(|link| link.name == IPVS_DEVICE);
+            |index| self.observed.links.get(&index).is_some_and(|link| link.name == ipvs::DEVICE);
         self.observed
             .addresses
             .iter()

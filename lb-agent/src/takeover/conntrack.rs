@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::netlink::{NLM_F_CREATE_EXCL, Netfilter, Order, attribute, find, is_absent, nested};
+use super::netlink::{NLM_F_CREATE_EXCL, Netlink, Order, attribute, find, is_absent, nested};
 use crate::cluster::snapshot::Protocol;
 use crate::tables::encode::{protocol, protocol_number};
 
@@ -119,7 +119,7 @@ impl Tuple {
 /// the answers of both to one of them.
 #[derive(Default)]
 pub struct Held {
-    netfilter: Option<Netfilter>,
+    netfilter: Option<Netlink>,
     /// As they leave this node, and since when.
     flows: HashMap<Tuple, Instant>,
 }
@@ -129,7 +129,7 @@ impl Held {
     pub fn replace(&mut self, flows: &HashSet<Tuple>) -> Result<(), Errno> {
         let netfilter = match &mut self.netfilter {
             Some(netfilter) => netfilter,
-            None => self.netfilter.insert(Netfilter::open()?),
+            None => self.netfilter.insert(Netlink::netfilter()?),
         };
         let gone: Vec<_> = self.flows.extract_if(|flow, _| !flows.contains(flow)).collect();
         forget(netfilter, TUPLE_ORIGINAL, gone.into_iter().map(|(flow, _)| flow))?;
@@ -148,7 +148,7 @@ impl Held {
 }
 
 /// Makes flows known; those whose answers are another flow's.
-fn hold(netfilter: &mut Netfilter, flows: &[Tuple]) -> Result<Vec<Tuple>, Errno> {
+fn hold(netfilter: &mut Netlink, flows: &[Tuple]) -> Result<Vec<Tuple>, Errno> {
     let orders: Vec<_> = flows.iter().map(|flow| flow.order(NEW, held(*flow))).collect();
     let mut taken = Vec::new();
     for (flow, outcome) in flows.iter().zip(netfilter.each(NLM_F_CREATE_EXCL, &orders)?) {
@@ -165,7 +165,7 @@ fn hold(netfilter: &mut Netfilter, flows: &[Tuple]) -> Result<Vec<Tuple>, Errno>
 
 /// Removes the entries whose tuples of a kind are these; gone already is fine.
 fn forget(
-    netfilter: &mut Netfilter,
+    netfilter: &mut Netlink,
     kind: u16,
     tuples: impl Iterator<Item = Tuple>,
 ) -> Result<(), Errno> {
@@ -198,12 +198,27 @@ pub fn translated() -> Result<Vec<Translated>, Errno> {
     filter.extend(attribute(STATUS_MASK, &DST_NAT.to_be_bytes()));
     let mut flows = Vec::new();
     // Entries come and go while they are listed: a dump of conntrack is never torn, only old.
-    let dumped = Netfilter::open().and_then(|mut netfilter| {
+    let dumped = Netlink::netfilter().and_then(|mut netfilter| {
         netfilter.dump(GET, 0, &filter, |_, attributes| flows.extend(flow(attributes)))
     });
     match dumped {
         Err(errno) if !is_absent(errno) => Err(errno),
         Ok(()) | Err(_) => Ok(flows),
+    }
+}
+
+/// Where the answers of each flow go, by its own packets. Of those of IPVS conntrack knows that alone.
+pub(super) fn answered() -> Result<HashMap<Tuple, SocketAddr>, Errno> {
+    let mut answered = HashMap::new();
+    let listed = Netlink::netfilter()?.dump(GET, 0, &[], |_, attributes| {
+        let tuple = |kind| Tuple::parse(find(attributes, kind)?);
+        if let (Some(original), Some(reply)) = (tuple(TUPLE_ORIGINAL), tuple(TUPLE_REPLY)) {
+            answered.insert(original, reply.destination);
+        }
+    });
+    match listed {
+        Err(errno) if !is_absent(errno) => Err(errno),
+        Ok(()) | Err(_) => Ok(answered),
     }
 }
 

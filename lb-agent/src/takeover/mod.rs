@@ -13,6 +13,7 @@
 //! NAT in their family at all (what that takes is in `nat`); when it stops, each of them breaks.
 
 pub mod conntrack;
+pub mod ipvs;
 pub mod leftovers;
 pub mod legacy;
 mod names;
@@ -25,12 +26,10 @@ use std::time::{Duration, Instant};
 
 use lb_common::abi::TakeoverFlags;
 use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
 
 use crate::bpf::expiry::CarriedFlows;
 use crate::bpf::takeover::{Handover, Others, Services};
 use crate::bpf::{Access, BpfError, cleanup};
-use crate::cluster::snapshot::IpFamily;
 use conntrack::{Held, Stage, Translated};
 use leftovers::{LeftoverError, Leftovers};
 
@@ -38,8 +37,6 @@ use leftovers::{LeftoverError, Leftovers};
 const LOOK: Duration = Duration::from_secs(1);
 /// Answers to datagrams that were sent through us may take this long.
 const ANSWERS: Duration = Duration::from_secs(1);
-/// The device of kube-proxy's mode ipvs.
-const IPVS_DEVICE: &str = "kube-ipvs0";
 
 /// Why a take-over, or the way back, stopped.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +63,9 @@ pub enum TakeoverError {
     NotServed(PathBuf),
     /// The end of the rules would be the end of connections.
     #[error(
-        "kube-proxy's rules still carry {0} flows, which would break: no other NAT rules are on this \
-         node that would keep them; wait for their end with --wait DURATION, or end them with --force"
+        "what kube-proxy has left still carries {0} flows, which would break: IPVS has them, or no other \
+         rules on this node keep NAT going; wait for their end with --wait DURATION, or end them with \
+         --force"
     )]
     StillNeeded(usize),
     /// The end of the datapath would be the end of connections.
@@ -76,12 +74,6 @@ pub enum TakeoverError {
          kube-proxy's already: wait with --wait DURATION, or end them with --force"
     )]
     StillCarried(usize),
-    /// What we can't remove.
-    #[error(
-        "kube-proxy ran in mode ipvs here (device kube-ipvs0), which lb-agent can't remove: run \
-         `kube-proxy --cleanup` on this node"
-    )]
-    Ipvs,
 }
 
 fn failed(what: &'static str) -> impl FnOnce(Errno) -> TakeoverError {
@@ -93,12 +85,10 @@ fn failed(what: &'static str) -> impl FnOnce(Errno) -> TakeoverError {
 pub struct State {
     /// What it has left, or works with.
     pub leftovers: Leftovers,
-    /// It ran, or runs, in mode ipvs.
-    pub ipvs: bool,
-    /// Flows to Services that conntrack translates and that have not begun to end; without a datapath of
+    /// Flows to Services that the kernel translates and that have not begun to end; without a datapath of
     /// ours nobody knows the Services, and all translated flows count.
     pub carried: usize,
-    /// Of these, those that would break with its rules.
+    /// Of these, those that would break without it.
     pub would_break: usize,
     /// Our programs are attached, and new flows are ours.
     pub is_served: bool,
@@ -113,7 +103,7 @@ impl State {
 
     /// Whether its rules may be removed.
     pub fn may_remove_rules(&self) -> bool {
-        self.is_served && self.would_break == 0 && !self.ipvs
+        self.is_served && self.would_break == 0
     }
 }
 
@@ -135,24 +125,15 @@ pub fn state(bpffs: &Path) -> Result<State, TakeoverError> {
     };
     let leftovers = Leftovers::read()?;
     let carried = carried(&leftovers, services.as_ref())?;
-    let breaks = |flow: &&Translated| !leftovers.nat_stays(IpFamily::of(flow.frontend.ip()));
-    let would_break = carried.iter().filter(breaks).count();
-    let ipvs = has_ipvs();
-    Ok(State { leftovers, ipvs, carried: carried.len(), would_break, is_served })
+    let would_break = carried.iter().filter(|flow| leftovers.carry(flow)).count();
+    Ok(State { leftovers, carried: carried.len(), would_break, is_served })
 }
 
-/// Asks this network namespace; sysfs may be another one's.
-fn has_ipvs() -> bool {
-    if_nametoindex(IPVS_DEVICE).is_ok()
-}
-
-/// Flows that conntrack translates to endpoints of Services, while the kernel does so.
+/// Flows that the kernel translates to endpoints of Services.
 fn translated(leftovers: &Leftovers, services: Option<&Services>) -> Result<Others, TakeoverError> {
-    let mut others =
-        Others::list(conntrack::translated).map_err(failed("list the flows of conntrack"))?;
+    let mut others = Others::list(|| leftovers.flows())?;
     others.flows.retain(|flow| {
-        leftovers.nat_is_on(IpFamily::of(flow.frontend.ip()))
-            && services.is_none_or(|known| known.of(flow.protocol, flow.frontend).is_some())
+        services.is_none_or(|known| known.of(flow.protocol, flow.frontend).is_some())
     });
     Ok(others)
 }
@@ -177,7 +158,7 @@ pub fn begin(handover: &mut Handover) -> Result<(), TakeoverError> {
     let services = handover.services()?;
     let leftovers = Leftovers::read()?;
     let others = translated(&leftovers, Some(&services))?;
-    let has_rules = leftovers.any() || has_ipvs();
+    let has_rules = leftovers.any();
     if has_rules || !others.flows.is_empty() {
         let rules = if has_rules { TakeoverFlags::RULES } else { 0 };
         handover.set_flags(TakeoverFlags::BESIDE | TakeoverFlags::YIELDS | rules);
@@ -229,7 +210,7 @@ pub fn follow(handover: &mut Handover) -> Result<bool, TakeoverError> {
     let leftovers = Leftovers::read()?;
     let others = translated(&leftovers, Some(&services))?;
     handover.follow_others(&others)?;
-    if leftovers.any() || has_ipvs() {
+    if leftovers.any() {
         handover.set_flags(flags | TakeoverFlags::RULES);
         return Ok(false);
     }
@@ -254,9 +235,6 @@ pub fn remove_kube_proxy(
     let began = Instant::now();
     loop {
         let state = state(bpffs)?;
-        if state.ipvs {
-            return Err(TakeoverError::Ipvs);
-        }
         if !state.leftovers.any() {
             return Ok(state.leftovers);
         }
@@ -283,7 +261,7 @@ pub fn hand_back(bpffs: &Path, wait: Duration) -> Result<(), TakeoverError> {
         Err(error) => return Err(error.into()),
     };
     let leftovers = Leftovers::read()?;
-    if !leftovers.any() && !has_ipvs() {
+    if !leftovers.any() {
         return Ok(());
     }
     let _unused = cleanup::keep_unused(bpffs)?;

@@ -1,6 +1,8 @@
-//! `NETLINK_NETFILTER`: dumps, and batches that are carried out whole or not at all.
+//! `NETLINK_NETFILTER`: dumps, and batches that are carried out whole or not at all. `NETLINK_GENERIC`, whose
+//! messages look the same: a family of commands stands where a subsystem's message is named, and a
+//! command where netfilter has the family of addresses.
 //!
-//! The messages are those of include/uapi/linux/netfilter/nfnetlink.h.
+//! The messages are those of include/uapi/linux/netfilter/nfnetlink.h and genetlink.h.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -24,7 +26,7 @@ pub(super) const NLM_F_CREATE_EXCL: u16 = 0x400 | 0x200;
 const NLA_F_NESTED: u16 = 1 << 15;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
-/// `struct nlmsghdr`, `struct nfgenmsg`.
+/// `struct nlmsghdr`, and `struct nfgenmsg` or `struct genlmsghdr`.
 const HEADERS: usize = 16 + 4;
 /// As large as the kernel's own buffer for a dump.
 const BUFFER: usize = 64 << 10;
@@ -34,27 +36,33 @@ const HEADROOM: usize = 4 << 10;
 /// So many orders go to the kernel at once: their acknowledgements have to fit in the socket's buffer.
 const AT_ONCE: usize = 64;
 
-/// One order: kind of message, family, attributes.
+/// One order: kind of message, family of addresses (or command), attributes.
 pub(super) struct Order {
     pub kind: u16,
     pub family: u8,
     pub attributes: Vec<u8>,
 }
 
-/// A socket to the kernel's netfilter, in the network namespace of the thread that opened it.
-pub(super) struct Netfilter {
+/// A socket to the kernel, in the network namespace of the thread that opened it.
+pub(super) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
 }
 
-impl Netfilter {
-    pub fn open() -> Result<Self, Errno> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkNetFilter,
-        )?;
+impl Netlink {
+    /// To netfilter.
+    pub fn netfilter() -> Result<Self, Errno> {
+        Self::open(SockProtocol::NetlinkNetFilter)
+    }
+
+    /// To the families of commands.
+    pub fn generic() -> Result<Self, Errno> {
+        Self::open(SockProtocol::NetlinkGeneric)
+    }
+
+    fn open(protocol: SockProtocol) -> Result<Self, Errno> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
         // To the kernel, and from nobody else.
         connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         Ok(Self { socket, sequence: 0 })
@@ -66,10 +74,32 @@ impl Netfilter {
         kind: u16,
         family: u8,
         attributes: &[u8],
+        visit: impl FnMut(u8, &[u8]),
+    ) -> Result<(), Errno> {
+        self.request(NLM_F_DUMP, kind, family, attributes, visit)
+    }
+
+    /// Calls `visit` with each answer to a question.
+    pub fn ask(
+        &mut self,
+        kind: u16,
+        family: u8,
+        attributes: &[u8],
+        visit: impl FnMut(u8, &[u8]),
+    ) -> Result<(), Errno> {
+        self.request(NLM_F_ACK, kind, family, attributes, visit)
+    }
+
+    fn request(
+        &mut self,
+        flags: u16,
+        kind: u16,
+        family: u8,
+        attributes: &[u8],
         mut visit: impl FnMut(u8, &[u8]),
     ) -> Result<(), Errno> {
         let sequence = self.next();
-        let request = message(kind, NLM_F_DUMP, sequence, family, 0, attributes);
+        let request = message(kind, flags, sequence, family, 0, attributes);
         send(self.socket.as_raw_fd(), &request, MsgFlags::empty())?;
         self.listen(sequence, |body| {
             if let Some((head, attributes)) = body.split_at_checked(4) {

@@ -1,11 +1,13 @@
 //! kube-proxy's rules in nf_tables: its own tables, and, in the tables of iptables (`iptables-nft`),
 //! its chains and the jumps to them (include/uapi/linux/netfilter/nf_tables.h).
 
+use std::collections::HashSet;
+
 use nix::errno::Errno;
 
 use super::names;
 use super::nat::{self, Nat};
-use super::netlink::{Netfilter, Order, all, attribute, find, is_absent, name, text};
+use super::netlink::{Netlink, Order, all, attribute, find, is_absent, name, text};
 use crate::cluster::snapshot::IpFamily;
 
 /// `NFNL_SUBSYS_NFTABLES`.
@@ -70,7 +72,7 @@ impl Rules {
     }
 
     fn read_once() -> Result<Self, Errno> {
-        let mut netfilter = Netfilter::open()?;
+        let mut netfilter = Netlink::netfilter()?;
         let mut rules = Self::default();
         let mut chains = Vec::new();
         netfilter
@@ -92,9 +94,10 @@ impl Rules {
         }
         let mut found = Vec::new();
         netfilter.dump(GET_RULE, 0, &[], |family, rule| found.extend(read_rule(family, rule)))?;
+        let named = |chain: &Chain| (chain.family, chain.table.clone(), chain.name.clone());
+        let own: HashSet<_> = rules.chains.iter().map(named).collect();
         let is_in = |rule: &Rule, name: &str| {
-            let of = |chain: &&Chain| (chain.family, &chain.table) == (rule.family, &rule.table);
-            rules.chains.iter().filter(of).any(|chain| chain.name == name)
+            own.contains(&(rule.family, rule.table.clone(), name.to_owned()))
         };
         let mut jumps = Vec::new();
         for rule in found {
@@ -176,7 +179,7 @@ impl Rules {
             let attributes = name(1, TABLE);
             orders.push(Order { kind: DELETE_TABLE, family: *family, attributes });
         }
-        Netfilter::open()?.batch(SUBSYSTEM, &orders)
+        Netlink::netfilter()?.batch(SUBSYSTEM, &orders)
     }
 }
 

@@ -194,7 +194,7 @@ fn flows_of_legacy_rules_go_on_where_others_need_nat_and_are_waited_for_elsewher
     stage.start_agent(NODE);
     let refused = stage.agent_output(NODE, &["cleanup", "--kube-proxy", "--wait", "0s"]);
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && said.contains("still carry 2 flows"), "{said}");
+    assert!(!refused.status.success() && said.contains("still carries 2 flows"), "{said}");
 
     // Nothing that needs conntrack: the kernel would stop looking.
     restore(&stage, Family::V4, "*nat\n-A POSTROUTING -s 192.0.2.7\nCOMMIT\n");
@@ -203,7 +203,7 @@ fn flows_of_legacy_rules_go_on_where_others_need_nat_and_are_waited_for_elsewher
     restore(&stage, Family::V6, masquerade);
     let refused = stage.agent_output(NODE, &["cleanup", "--kube-proxy", "--wait", "0s"]);
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(!refused.status.success() && said.contains("still carry 1 flows"), "{said}");
+    assert!(!refused.status.success() && said.contains("still carries 1 flows"), "{said}");
     let state = "*filter\n-A FORWARD -s 192.0.2.7 -m conntrack --ctstate NEW -j ACCEPT\nCOMMIT\n";
     restore(&stage, Family::V4, state);
     stage.agent_says(NODE, &["cleanup", "--kube-proxy", "--wait", "0s"]);

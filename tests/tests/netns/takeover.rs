@@ -101,6 +101,33 @@ fn served_by_rules(service: &Service) -> Stage {
     stage
 }
 
+#[test]
+fn flows_are_waited_for_where_the_chains_that_are_left_need_no_conntrack() {
+    let service = Service::node_port(1, &["pod-b1"]);
+    let mut stage = served_by_rules(&service);
+    let held = Family::BOTH.map(|family| {
+        let to = stage.address("node-a", family);
+        Request::tcp(to, service.node_port_number()).keep(family.to_string())
+    });
+    for request in &held {
+        stage.answer("client", request);
+    }
+    stage.start_agent("node-a");
+    let post = "chain post {\ntype nat hook postrouting priority 100;\n}\n";
+    let others = format!("table ip own {{\n{post}}}\ntable ip6 own {{\n{post}}}\n");
+    stage.lab().nft("node-a", &others).unwrap();
+    let refused = stage.agent_output("node-a", &["cleanup", "--kube-proxy", "--wait", "0s"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("still carries 2 flows"), "{said}");
+    let state =
+        "table inet own {\nchain in {\ntype filter hook input priority 0;\nct state new\n}\n}\n";
+    stage.lab().nft("node-a", state).unwrap();
+    stage.agent_says("node-a", &["cleanup", "--kube-proxy", "--wait", "0s"]);
+    for request in &held {
+        assert_eq!(stage.answer("client", request).server, "pod-b1", "{request:?}");
+    }
+}
+
 fn remove_rules(stage: &Stage) {
     stage.lab().nft("node-a", "delete table ip kube-proxy; delete table ip6 kube-proxy").unwrap();
 }

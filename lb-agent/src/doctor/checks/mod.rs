@@ -14,9 +14,6 @@ pub(super) use network::{addresses, devices, forwarding, mtu, reverse_path};
 pub(super) use ports::ports;
 pub(super) use proxies::proxies;
 
-/// kube-proxy's, in IPVS mode.
-const IPVS_DEVICE: &str = "kube-ipvs0";
-
 fn finding(
     severity: Severity,
     check: &'static str,

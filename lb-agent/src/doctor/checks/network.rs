@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::{IPVS_DEVICE, finding, from_error, or_fine};
+use super::{finding, from_error, or_fine};
 use crate::cluster::snapshot::IpFamily;
 use crate::doctor::facts::{Facts, ServiceAddress};
 use crate::doctor::{Finding, Severity};
+use crate::takeover::ipvs;
 use Severity::{Error, Info, Ok as Fine, Warning};
 
 /// Bytes that an overlay adds to a packet over IPv4, by kind of device.
@@ -208,7 +209,7 @@ pub fn addresses(facts: &Facts) -> Vec<Finding> {
 fn on_a_device(facts: &Facts, service: &ServiceAddress) -> Option<Finding> {
     let own = facts.observed.addresses.iter().find(|own| own.address == service.address)?;
     let device = facts.observed.links.get(&own.link).map_or("?", |link| link.name.as_str());
-    if device == IPVS_DEVICE {
+    if device == ipvs::DEVICE {
         return None;
     }
     let ServiceAddress { address, service: name, .. } = service;

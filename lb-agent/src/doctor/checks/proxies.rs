@@ -1,6 +1,6 @@
 //! Other service proxies: whether they are here, and whether they may go.
 
-use super::{IPVS_DEVICE, finding, from_error, or_fine};
+use super::{finding, from_error, or_fine};
 use crate::doctor::facts::Facts;
 use crate::doctor::others::KubeProxy;
 use crate::doctor::{Finding, Severity};
@@ -35,10 +35,8 @@ fn of_kube_proxy(facts: &Facts, kube_proxy: &KubeProxy) -> Vec<Finding> {
         let chains = kube_proxy.chains;
         is_here(format!("iptables has {chains} chains of kube-proxy (KUBE-SERVICES, …)"));
     }
-    if kube_proxy.has_ipvs {
-        is_here(format!(
-            "the device {IPVS_DEVICE} has Service addresses: kube-proxy's IPVS mode was here"
-        ));
+    if let Some(ipvs) = &kube_proxy.ipvs {
+        is_here(format!("the kernel has {ipvs} of kube-proxy"));
     }
     if let Some(mode) = facts.answers.kube_proxy_mode() {
         let (text, remedy) = if kube_proxy.may_stop {
@@ -70,9 +68,6 @@ fn of_kube_proxy(facts: &Facts, kube_proxy: &KubeProxy) -> Vec<Finding> {
 fn to_remove(kube_proxy: &KubeProxy) -> String {
     if !kube_proxy.may_stop {
         "they are needed until lb-agent serves this node: start it first".to_owned()
-    } else if kube_proxy.has_ipvs {
-        "stop kube-proxy if it runs; then `kube-proxy --cleanup` on the node, or a reboot"
-            .to_owned()
     } else if kube_proxy.may_remove_rules {
         "they may be removed: stop kube-proxy if it runs, then `lb-agent cleanup --kube-proxy` on the \
          node"
@@ -92,7 +87,7 @@ fn carried(kube_proxy: &KubeProxy) -> String {
     if *would_break > 0 {
         format!("{what}; {would_break} of them need its rules")
     } else {
-        format!("{what}, and go on without its rules, as others' NAT stays")
+        format!("{what}, and go on without its rules, as others keep NAT going")
     }
 }
 
