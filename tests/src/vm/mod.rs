@@ -1,10 +1,11 @@
 //! What is tested on other kernels, inside the virtual machines of `cargo xtask vm`.
 //!
 //! `boot` makes a bare kernel usable and ends the machine; this file decides what is tested. It may not
-//! assume a network device, a disk or any program: the test binary is the only one there.
+//! assume a network device, a disk or any program but those of `xtask/src/vm/tools.rs`.
 
 pub mod boot;
 mod datapath;
+mod ipvs;
 mod sctp;
 mod sys;
 
@@ -15,13 +16,14 @@ use std::path::Path;
 /// One thing that must hold on every kernel.
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 6] = [
+const CHECKS: [Check; 7] = [
     ("the kernel describes its types in BTF", kernel_has_btf),
     ("the cgroup2 hierarchy takes a new group", cgroup2_takes_groups),
     ("the BPF file system takes a folder for pins", bpffs_takes_folders),
     ("the loopback device is up", loopback_is_up),
     ("the datapath loads, attaches and leaves", datapath::loads_attaches_and_leaves),
     ("SCTP associations reach Services from everywhere", sctp::associations_reach_services),
+    ("what kube-proxy's mode ipvs leaves is removed, and nothing else", ipvs::leftovers_go),
 ];
 
 /// How many checks passed and failed.

@@ -3,6 +3,7 @@
 //! Format: <https://docs.kernel.org/driver-api/early-userspace/buffer-format.html>
 
 use super::kernel::Kernel;
+use super::tools;
 use crate::artifacts::libraries;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -16,7 +17,7 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 /// Where init mounts file systems.
 const MOUNT_POINTS: [&str; 5] = ["dev", "proc", "sys", "tmp", "run"];
 
-/// Writes an archive with `init` as /init, the libraries it is linked to, and the kernel's modules as
+/// Writes an archive with `init` as /init, the tools that tests run, the libraries of both, and the kernel's modules as
 /// `/modules/NNN-name.ko` in the order in which init loads them. `filter` becomes `/filter`: test names hold
 /// spaces, which a kernel command line would split.
 ///
@@ -24,15 +25,23 @@ const MOUNT_POINTS: [&str; 5] = ["dev", "proc", "sys", "tmp", "run"];
 /// Names the file that could not be read or written.
 pub fn write(image: &Path, init: &Path, kernel: &Kernel, filter: Option<&str>) -> Result<()> {
     let file = File::create(image).with_context(|| format!("create {}", image.display()))?;
-    let mut archive = Archive { out: BufWriter::new(file), inode: 0, folders: BTreeSet::new() };
+    let mut archive = Archive {
+        out: BufWriter::new(file),
+        inode: 0,
+        folders: BTreeSet::new(),
+        files: BTreeSet::new(),
+    };
     for folder in MOUNT_POINTS {
         archive.folder(Path::new(folder))?;
     }
     // The kernel opens it for init's standard streams before anything is mounted.
     archive.entry("dev/console", CHARACTER_DEVICE, (5, 1), &[])?;
     archive.file(Path::new("init"), init)?;
-    for library in libraries(init)? {
-        archive.file(library.strip_prefix("/").unwrap_or(&library), &library)?;
+    let mut files = tools::files()?;
+    let below = |path: PathBuf| (path.strip_prefix("/").unwrap_or(&path).to_owned(), path);
+    files.extend(libraries(init)?.into_iter().map(below));
+    for (name, source) in files {
+        archive.file(&name, &source)?;
     }
     for (number, module) in kernel.modules.iter().enumerate() {
         let name = module.file_name().context("a module without a name")?.to_string_lossy();
@@ -49,10 +58,15 @@ struct Archive<W> {
     out: W,
     inode: u32,
     folders: BTreeSet<PathBuf>,
+    files: BTreeSet<PathBuf>,
 }
 
 impl<W: Write> Archive<W> {
+    /// Adds a file, once.
     fn file(&mut self, name: &Path, source: &Path) -> Result<()> {
+        if !self.files.insert(name.to_owned()) {
+            return Ok(());
+        }
         let content = fs::read(source).with_context(|| format!("read {}", source.display()))?;
         if let Some(parent) = name.parent() {
             self.folder(parent)?;
@@ -102,7 +116,8 @@ mod tests {
 
     #[test]
     fn entries_are_aligned_and_parents_come_before_their_files() {
-        let mut archive = Archive { out: Vec::new(), inode: 0, folders: BTreeSet::new() };
+        let mut archive =
+            Archive { out: Vec::new(), inode: 0, folders: BTreeSet::new(), files: BTreeSet::new() };
         archive.folder(Path::new("lib/deep")).expect("a folder");
         archive.folder(Path::new("lib")).expect("a folder known already");
         archive.entry("init", PROGRAM, (0, 0), b"12345").expect("a file");

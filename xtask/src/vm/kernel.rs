@@ -11,7 +11,7 @@ use std::process::Command;
 /// Depends on the newest kernel of a suite.
 const META: &str = "linux-image-cloud-amd64";
 /// What the datapath and its tests use and a kernel may have as a module.
-const WANTED: [&str; 11] = [
+const WANTED: [&str; 34] = [
     "veth",
     "bridge",
     "vxlan",
@@ -23,6 +23,30 @@ const WANTED: [&str; 11] = [
     "inet_diag",
     "tcp_diag",
     "udp_diag",
+    // What kube-proxy's mode ipvs uses.
+    "dummy",
+    "nf_conntrack_netlink",
+    "ip_vs",
+    "ip_vs_rr",
+    "ip_set_bitmap_port",
+    "ip_set_hash_ip",
+    "ip_set_hash_ipport",
+    "ip_set_hash_ipportip",
+    "xt_set",
+    "xt_tcpudp",
+    "xt_comment",
+    "xt_mark",
+    "xt_conntrack",
+    "xt_MASQUERADE",
+    "xt_nat",
+    "nft_compat",
+    "nft_chain_nat",
+    "iptable_nat",
+    "iptable_filter",
+    "iptable_mangle",
+    "ip6table_nat",
+    "ip6table_filter",
+    "ip6table_mangle",
 ];
 /// Names the folder of a suite's newest kernel, for runs without the mirror.
 const CURRENT: &str = "current";

@@ -7,6 +7,7 @@ mod initramfs;
 mod kernel;
 mod qemu;
 mod report;
+mod tools;
 
 use crate::Reported;
 use crate::progress::Progress;
