@@ -11,6 +11,7 @@ mod control_plane;
 mod documents;
 mod examples;
 mod health_checks;
+mod kube_proxy;
 mod outages;
 mod ranges;
 mod swap;

@@ -1,23 +1,19 @@
 //! The real kube-proxy is taken over from, removed, and comes back, while connections that are held
 //! and connections that come and go use every way to a Service: none is lost.
 
-use std::path::PathBuf;
 use std::process::Output;
-use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use lb_lab::{Family, Load, LoadReport, Request, Transport};
 use lb_tests::cluster::TestCluster;
-use lb_tests::cluster::credentials::Identity;
-use lb_tests::cluster::go::KUBERNETES;
-use lb_tests::cluster::process::{Namespace, Process};
-use lb_tests::cluster::reach::eventually;
 use lb_tests::cluster::requests::{inside, outside, reach_all};
 use lb_tests::cluster::shared::alone_without_agents;
 use lb_tests::cluster::test_cluster::NODES;
 use serde_json::{Value, json};
+
+use crate::kube_proxy::{KubeProxy, Mode, flush, ruleset};
 
 const PODS: [&str; 2] = ["pod-a1", "pod-b1"];
 const INSIDE: &str = "pod-b2";
@@ -124,67 +120,6 @@ impl Loads {
     }
 }
 
-struct KubeProxy {
-    program: PathBuf,
-    mode: &'static str,
-    namespaces: Vec<Arc<Namespace>>,
-    running: Vec<Process>,
-}
-
-impl KubeProxy {
-    fn new(cluster: &TestCluster, mode: &'static str) -> Result<Self> {
-        let program = KUBERNETES.ensure(&["kube-proxy"])?.join("kube-proxy");
-        let open = |node| Ok(Arc::new(Namespace::open(&cluster.lab().namespace(node)?)?));
-        let namespaces = NODES.into_iter().map(open).collect::<Result<_>>()?;
-        Ok(Self { program, mode, namespaces, running: Vec::new() })
-    }
-
-    /// Starts it on both nodes, and waits until it has written its rules.
-    fn start(&mut self, cluster: &TestCluster) -> Result<()> {
-        let kubeconfig = cluster.control_plane.kubeconfig(Identity::Admin);
-        for (node, namespace) in NODES.into_iter().zip(&self.namespaces) {
-            let arguments = [
-                format!("--kubeconfig={}", kubeconfig.display()),
-                format!("--proxy-mode={}", self.mode),
-                format!("--hostname-override={node}"),
-                "--cluster-cidr=10.244.0.0/16,fd00:244::/32".into(),
-                // The agent has kube-proxy's usual ports.
-                "--healthz-bind-address=127.0.0.1:11256".into(),
-                "--metrics-bind-address=127.0.0.1:11249".into(),
-                "--conntrack-max-per-core=0".into(),
-                "--conntrack-tcp-timeout-established=0s".into(),
-                "--conntrack-tcp-timeout-close-wait=0s".into(),
-            ];
-            let log = cluster.lab().directory().join(format!("kube-proxy-{node}.log"));
-            let place = (&**cluster.lab(), node);
-            let process = Process::start(namespace, place, &self.program, &arguments, &log)?;
-            self.running.push(process);
-        }
-        let node_port = NODE_PORT.to_string();
-        for node in NODES {
-            // One proxier for each family, and neither waits for the other.
-            for family in ["ip", "ip6"] {
-                eventually(&format!("kube-proxy writes its rules for {family} on {node}"), || {
-                    let rules = ruleset(cluster, node, Some(family))?;
-                    ensure!(rules.matches(&node_port).count() >= 2, "{rules}");
-                    Ok(())
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        self.running.drain(..).try_for_each(|mut process| process.kill())
-    }
-}
-
-fn ruleset(cluster: &TestCluster, node: &str, family: Option<&str>) -> Result<String> {
-    let command: Vec<_> = ["nft", "list", "ruleset"].into_iter().chain(family).collect();
-    let listed = cluster.lab().exec(node, &command)?;
-    Ok(String::from_utf8_lossy(&listed.stdout).into_owned())
-}
-
 fn cleanup(cluster: &TestCluster, node: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = cluster.lab().command(node, lb_lab::agent_binary()?)?;
     command.arg("cleanup").arg("--bpffs").arg(cluster.lab().bpffs(node)).args(arguments);
@@ -232,14 +167,13 @@ fn say(phase: &str) {
     println!("{} {phase}", humantime::format_rfc3339_micros(SystemTime::now()));
 }
 
-fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
+fn there_and_back(cluster: &mut TestCluster, mode: Mode) -> Result<()> {
     for node in NODES {
         cluster.kill_agent(node);
         cleaned(cluster, node, &["--force"])?;
-        // iptables leaves its empty tables, which would keep NAT going.
-        cluster.lab().nft(node, "flush ruleset")?;
+        flush(cluster, node)?;
     }
-    let namespace = cluster.namespace(&format!("takeover-{mode}"))?;
+    let namespace = cluster.namespace(&format!("takeover-{}", mode.name()))?;
     namespace.apply(SERVICE)?;
     namespace.pods(&json!({"app": "takeover"}), &PODS)?;
     let addresses: Vec<_> =
@@ -248,7 +182,7 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
         PODS.iter().map(|pod| cluster.address(pod, Family::V6)).collect::<Result<_>>()?;
     namespace.wait_for_endpoints("web", &[addresses, addresses_v6].concat())?;
 
-    let mut proxy = KubeProxy::new(cluster, mode)?;
+    let mut proxy = KubeProxy::new(cluster, mode, NODE_PORT)?;
     proxy.start(cluster)?;
     let inside = inside(&namespace, "web", &[INSIDE, "node-a"])?;
     let outside = outside(cluster, NODE_PORT)?;
@@ -266,10 +200,8 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
     sleep(MOMENT);
     old.check(cluster, "beside")?;
     short.check(cluster, "beside")?;
-    // The tables of iptables stay, and with them NAT.
-    let needs_rules = mode == "nftables";
-    let advice = if needs_rules { "may not be removed yet, as " } else { "they may be removed: " };
-    expect_advice(cluster, "warning", advice)?;
+    // Tables of iptables stay, but with kube-proxy's rules goes what needs conntrack, for IPv6 at least.
+    expect_advice(cluster, "warning", "may not be removed yet, as ")?;
     let mut new_inside = Loads::start(cluster, &inside, true)?;
     let new_outside = Loads::start(cluster, &outside, true)?;
     sleep(MOMENT);
@@ -279,10 +211,7 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
     say("kube-proxy goes");
     proxy.stop()?;
     for node in NODES {
-        if needs_rules {
-            let arguments = ["--kube-proxy", "--wait", "0s"];
-            refused(cluster, node, &arguments, "which would break")?;
-        }
+        refused(cluster, node, &["--kube-proxy", "--wait", "0s"], "which would break")?;
         cluster.lab().nft(node, OTHERS)?;
     }
     expect_advice(cluster, "warning", "they may be removed: ")?;
@@ -336,7 +265,7 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
         cleaned(cluster, node, &["--kube-proxy", "--force"])?;
         let rules = ruleset(cluster, node, None)?;
         ensure!(rules.contains("table ip cni") && rules.contains("table ip6 cni"), "{rules}");
-        cluster.lab().nft(node, "flush ruleset")?;
+        flush(cluster, node)?;
     }
     Ok(())
 }
@@ -344,11 +273,17 @@ fn there_and_back(cluster: &mut TestCluster, mode: &'static str) -> Result<()> {
 #[test]
 fn kube_proxy_in_mode_nftables_is_replaced_and_comes_back_and_no_connection_is_lost() -> Result<()>
 {
-    alone_without_agents(|cluster| there_and_back(cluster, "nftables"))
+    alone_without_agents(|cluster| there_and_back(cluster, Mode::Nftables))
 }
 
 #[test]
 fn kube_proxy_in_mode_iptables_is_replaced_and_comes_back_and_no_connection_is_lost() -> Result<()>
 {
-    alone_without_agents(|cluster| there_and_back(cluster, "iptables"))
+    alone_without_agents(|cluster| there_and_back(cluster, Mode::Iptables))
+}
+
+#[test]
+fn kube_proxy_in_mode_iptables_of_old_is_replaced_and_comes_back_and_no_connection_is_lost()
+-> Result<()> {
+    alone_without_agents(|cluster| there_and_back(cluster, Mode::LegacyIptables))
 }
