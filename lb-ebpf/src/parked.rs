@@ -59,7 +59,7 @@ pub fn resend_all(skb: *mut __sk_buff, first: &ParkedKey, ip_offset: u32) -> boo
     }
 }
 
-/// A hook of this direction and kind of device; only its socket buffer counts here.
+/// A hook on such a device; of the rest only its socket buffer counts here.
 type Hook<const IP_OFFSET: u32> = Kernel<Skb<IP_OFFSET, false, false, false>>;
 
 /// Global, so that the verifier judges it once and not again with all that may come before and behind: Linux 6.1
@@ -177,7 +177,7 @@ pub fn resend(skb: *mut __sk_buff, key: &ParkedKey, ip_offset: u32) {
     }
 }
 
-/// As [`lb_common::env::Waiting::next`]. Before 6.2 the kernel lets no addition fall into the head of a loop, and
+/// As [`lb_common::env::Waiting::next`]. Linux 6.1 lets no addition fall into the head of a loop (check_cfg, kernel/bpf/verifier.c), and
 /// that is where the compiler puts one that it knows.
 #[inline(always)]
 pub fn next(number: u32) -> u32 {
