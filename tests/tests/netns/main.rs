@@ -28,6 +28,7 @@ mod legacy_iptables;
 mod limits;
 mod manifest;
 mod monitor;
+mod monitor_behind;
 mod monitoring;
 mod node_ports;
 mod oracle;

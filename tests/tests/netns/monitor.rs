@@ -19,17 +19,17 @@ use crate::stage::{Pods, Stage, each, eventually, for_both};
 /// Patience with silence.
 const SILENCE: Duration = Duration::from_millis(300);
 /// More than a filter outlives who watched.
-const EXPIRED: Duration = Duration::from_secs(4);
+pub const EXPIRED: Duration = Duration::from_secs(4);
 
 /// A running `lb-agent monitor -o json`; it is killed if it still runs in the end.
-struct Monitor {
+pub struct Monitor {
     child: Child,
     lines: Option<BufReader<ChildStdout>>,
 }
 
 impl Monitor {
     /// Starts one on node-a and waits until it watches.
-    fn start(stage: &Stage, arguments: &[&str]) -> Self {
+    pub fn start(stage: &Stage, arguments: &[&str]) -> Self {
         let before = until(stage);
         let mut command = stage.agent_command("node-a", &["monitor", "-o", "json"]);
         command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -40,7 +40,7 @@ impl Monitor {
     }
 
     /// The next event.
-    fn next(&mut self) -> Value {
+    pub fn next(&mut self) -> Value {
         let mut line = String::new();
         self.lines.as_mut().unwrap().read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
@@ -56,12 +56,12 @@ impl Monitor {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
     /// Ends it as Ctrl-C does. Events that nobody read yet, and what it said beside them.
-    fn stop(self) -> (Vec<Value>, String) {
+    pub fn stop(self) -> (Vec<Value>, String) {
         self.signal(Signal::SIGINT);
         self.wait()
     }
@@ -99,12 +99,13 @@ fn kinds(stage: &Stage) -> u32 {
     filter(stage).kinds
 }
 
-fn until(stage: &Stage) -> u64 {
+/// When its filter ends: CLOCK_MONOTONIC, nanoseconds.
+pub fn until(stage: &Stage) -> u64 {
     filter(stage).until
 }
 
 /// What node-a's programs counted of events, on each CPU.
-fn paces(stage: &Stage) -> Vec<abi::Pace> {
+pub fn paces(stage: &Stage) -> Vec<abi::Pace> {
     fn read<T: Pod + bytemuck::Pod>(map: Map) -> Vec<abi::Pace> {
         let array: PerCpuArray<_, T> = map.try_into().unwrap();
         let values = array.get(&0, 0).unwrap();
