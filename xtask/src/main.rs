@@ -33,6 +33,8 @@ mod promtool;
 mod setup;
 mod test;
 mod vm;
+#[cfg(test)]
+mod workflows;
 mod workspace;
 
 use clap::{Parser, Subcommand};
