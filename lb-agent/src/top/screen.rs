@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::SynchronizedUpdate as _;
 use ratatui::crossterm::event::{self, Event as TerminalEvent};
+use ratatui::crossterm::terminal::is_raw_mode_enabled;
 
 use super::keys::{self, Then};
 use super::model::Model;
@@ -29,17 +30,28 @@ enum Event {
     Ended(String),
 }
 
-/// Shows the model until it is told to end. The terminal is given back in any case, after a panic too.
+/// Shows the model until it is told to end.
 pub fn run(args: &TopArgs, mut model: Model) -> anyhow::Result<()> {
     // Before there are other threads: all of them leave signals to the one that waits for them.
     let signals = hold_signals()?;
+    on_terminal(|terminal| {
+        let events = listen(args, signals)?;
+        follow(terminal, &mut model, args, &events)
+    })
+}
+
+/// Takes the terminal and gives it back in any case: ratatui's hook does so before a panic is told.
+fn on_terminal(
+    show: impl FnOnce(&mut DefaultTerminal) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let terminal =
         ratatui::try_init().context("take the terminal (`lb-agent top --batch` needs none)");
-    let shown = terminal.and_then(|mut terminal| {
-        let events = listen(args, signals)?;
-        follow(&mut terminal, &mut model, args, &events)
-    });
-    let restored = ratatui::try_restore();
+    let shown = terminal.and_then(|mut terminal| show(&mut terminal));
+    // A panic of another thread has given it back, and what was told then would be written over.
+    let restored = match is_raw_mode_enabled() {
+        Ok(false) => Ok(()),
+        Ok(true) | Err(_) => ratatui::try_restore(),
+    };
     shown?;
     restored.context("give the terminal back (`reset` does)")
 }
@@ -131,4 +143,78 @@ fn teller(
         .spawn(told)
         .map(drop)
         .with_context(|| format!("start the thread {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use clap::Parser as _;
+    use lb_lab::Terminal;
+
+    use super::*;
+    use crate::args::{Args, Command as Asked};
+    use crate::top::testing::Looks;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Runs one of the tests below that are ignored on a terminal, presses a key when it has drawn, and
+    /// expects it to panic. What is on the screen then.
+    fn panicked(test: &str, drawn: &str) -> String {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "--nocapture", "--test-threads=1"]);
+        command.arg(format!("top::screen::tests::{test}")).env("RUST_BACKTRACE", "0");
+        let mut terminal = Terminal::start(command, 30, 100).unwrap();
+        terminal.wait_for(drawn, PATIENCE, |text| text.contains(drawn)).unwrap();
+        assert!(!terminal.is_restored().unwrap(), "it has a screen of its own");
+        terminal.press("x").unwrap();
+        let said =
+            terminal.wait_for("its end", PATIENCE, |text| text.contains("test result")).unwrap();
+        assert!(!terminal.wait(PATIENCE).unwrap().success(), "{said}");
+        assert!(terminal.is_restored().unwrap(), "{said}");
+        assert!(!said.contains(drawn), "{said}");
+        said
+    }
+
+    #[test]
+    fn a_panic_gives_the_terminal_back_and_is_told_on_its_usual_screen() {
+        let said = panicked("panics_between_two_pictures", "the first picture");
+        assert!(said.contains("no second picture"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "run by the test above, on a terminal of its own"]
+    fn panics_between_two_pictures() {
+        on_terminal(|terminal| {
+            terminal.draw(|frame| frame.render_widget("the first picture", frame.area()))?;
+            event::read()?;
+            panic!("no second picture")
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_panic_of_a_thread_beside_ends_it_and_gives_the_terminal_back() {
+        let said = panicked("panics_where_it_waits_for_keys", "node-a");
+        // What ends it is told behind, and not over it.
+        let told = ["thread 'keys'", "not this key", "the thread keys panicked"];
+        let places = told.map(|words| said.find(words));
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{said}");
+    }
+
+    #[test]
+    #[ignore = "run by the test above, on a terminal of its own"]
+    fn panics_where_it_waits_for_keys() -> anyhow::Result<()> {
+        let parsed = Args::try_parse_from(["lb-agent", "top", "--interval", "1m"]).unwrap();
+        let Asked::Top(args) = parsed.command else { panic!("not top: {:?}", parsed.command) };
+        on_terminal(|terminal| {
+            let (sender, receiver) = channel();
+            teller("keys", &sender, |_| {
+                event::read()?;
+                panic!("not this key")
+            })?;
+            follow(terminal, &mut Looks::new().model, &args, &receiver)
+        })
+    }
 }
