@@ -240,6 +240,9 @@ impl Kind {
             "EndpointSlice" => "discovery.k8s.io/v1",
             "ServiceCIDR" => "networking.k8s.io/v1",
             "Event" => "events.k8s.io/v1",
+            "DaemonSet" => "apps/v1",
+            "Job" => "batch/v1",
+            "CustomResourceDefinition" => "apiextensions.k8s.io/v1",
             other => anyhow::bail!("api.rs does not know the API version of {other}: add it"),
         };
         Self::new(version, kind)
@@ -262,7 +265,12 @@ impl Kind {
         };
         let namespaced = !matches!(
             kind,
-            "Namespace" | "Node" | "ClusterRole" | "ClusterRoleBinding" | "ServiceCIDR"
+            "Namespace"
+                | "Node"
+                | "ClusterRole"
+                | "ClusterRoleBinding"
+                | "ServiceCIDR"
+                | "CustomResourceDefinition"
         );
         Ok(Self { resource, namespaced })
     }

@@ -205,7 +205,11 @@ fn stamp(directory: &Path, program: &str) -> PathBuf {
     directory.join(format!("{program}.built-from"))
 }
 
-fn cache_directory() -> Result<PathBuf> {
+/// Where everything is kept that was built.
+///
+/// # Errors
+/// The user has no home directory, and none is named.
+pub fn cache_directory() -> Result<PathBuf> {
     if let Some(chosen) = std::env::var_os(CACHE_VARIABLE) {
         return Ok(chosen.into());
     }

@@ -19,6 +19,7 @@ pub mod etcd;
 pub mod go;
 pub mod namespace;
 pub mod objects;
+pub mod operator_kinds;
 pub mod process;
 pub mod reach;
 pub mod requests;

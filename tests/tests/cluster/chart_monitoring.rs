@@ -1,12 +1,15 @@
 //! What the chart makes for Prometheus and Grafana: nothing unless it is asked for, and then what
-//! `deploy/prometheus` and `deploy/grafana` say.
+//! `deploy/prometheus` and `deploy/grafana` say, as an API server takes it that has the kinds of
+//! Prometheus' operator.
 
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::cluster::chart;
 use lb_tests::cluster::confined::{daemon_set, objects};
-use serde_json::Value;
+use lb_tests::cluster::operator_kinds::operator_kinds;
+use lb_tests::cluster::reach::eventually;
+use lb_tests::cluster::{ApiClient, Persist, chart, without_agents};
+use serde_json::{Value, json};
 
 const BASE: [&str; 2] = ["--set", "apiServer.addresses={https://10.0.0.10:6443}"];
 
@@ -108,6 +111,64 @@ fn rules_and_dashboard_are_those_of_the_files() -> Result<()> {
     let expected: Value = serde_json::from_str(&deploy("grafana/lb-agent.json")?)?;
     ensure!(dashboard == expected, "the dashboard is another one");
     Ok(())
+}
+
+/// Once this returns, objects of them can be applied.
+fn add_operator_kinds(api: &ApiClient) -> Result<()> {
+    for kind in operator_kinds()? {
+        let name = kind["metadata"]["name"].as_str().context("a kind without a name")?.to_owned();
+        api.apply_object("", kind, Persist::Yes)?;
+        eventually(&format!("{name} can be used"), || {
+            let kind = api.get("CustomResourceDefinition", "", &name)?.context("it isn't there")?;
+            let conditions = kind.data["status"]["conditions"].as_array().cloned();
+            let is_established = |condition: &Value| {
+                condition["type"] == "Established" && condition["status"] == "True"
+            };
+            ensure!(conditions.iter().flatten().any(is_established), "{conditions:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_operators_kinds_have_every_field_that_the_chart_sets() -> Result<()> {
+    let text = render(&[
+        "metricsBindAddress=0.0.0.0:10249",
+        "podMonitor.enabled=true",
+        "podMonitor.labels.release=prometheus",
+        "podMonitor.interval=15s",
+        "prometheusRule.enabled=true",
+        "prometheusRule.labels.release=prometheus",
+        "grafanaDashboard.enabled=true",
+    ])?;
+    without_agents(|cluster| {
+        let api = cluster.api();
+        add_operator_kinds(api)?;
+        for kind in ["PodMonitor", "PrometheusRule", "ConfigMap"] {
+            let object = find(&text, kind)?;
+            api.apply_object("", object.clone(), Persist::DryRun).context("strictly")?;
+            api.apply_object("", object, Persist::Yes)?;
+        }
+        // That a mistake would be seen, in a name and in a value.
+        for (kind, path, value) in [
+            ("PodMonitor", "/spec/podMetricsEndpoints/0", json!({"prot": "metrics"})),
+            ("PodMonitor", "/spec/podMetricsEndpoints/0", json!({"interval": "often"})),
+            ("PrometheusRule", "/spec/groups/0/rules/0", json!({"four": "5m"})),
+            ("PrometheusRule", "/spec/groups/0/rules/0", json!({"for": "soon"})),
+        ] {
+            let mut object = find(&text, kind)?;
+            let part = object.pointer_mut(path).and_then(Value::as_object_mut);
+            let changes = value.as_object().cloned().unwrap_or_default();
+            part.with_context(|| format!("{kind} has no {path}"))?.extend(changes);
+            let answer = api.apply_object("", object, Persist::DryRun);
+            let Err(refusal) = answer else { anyhow::bail!("{kind} with {value} is accepted") };
+            let said = format!("{refusal:#}");
+            let name = value.as_object().and_then(|fields| fields.keys().next());
+            ensure!(name.is_some_and(|name| said.contains(name.as_str())), "{kind}: {said}");
+        }
+        Ok(())
+    })
 }
 
 #[test]
