@@ -96,7 +96,7 @@ pub enum Command {
     /// lb-agent carries are waited for.
     #[command(help_template = TEMPLATE)]
     Cleanup(CleanupArgs),
-    /// Wait for a signal, or until a DaemonSet is ready on every node
+    /// Wait for a signal, or until a DaemonSet is ready on every node (and delete it)
     ///
     /// For the Helm chart's uninstall, whose image has neither a shell nor kubectl.
     #[command(hide = true)]
@@ -197,6 +197,9 @@ pub struct WaitArgs {
     /// This one
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub daemon_set: Option<String>,
+    /// And delete it then: it has done its work
+    #[arg(long, requires = "daemon_set")]
+    pub delete: bool,
     /// As for `run`
     #[arg(long, value_name = "URL", value_delimiter = ',')]
     pub master: Vec<String>,

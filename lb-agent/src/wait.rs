@@ -1,11 +1,13 @@
 //! `lb-agent wait`: what the Helm chart needs beside `cleanup` to remove everything. Helm waits for
-//! Jobs but not for DaemonSets, and the containers of a DaemonSet may not end.
+//! Jobs but not for DaemonSets, and the containers of a DaemonSet may not end. Helm would also delete the
+//! DaemonSet when it isn't ready in time, and what isn't clean by then would never be.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Api;
+use kube::api::DeleteParams;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -29,13 +31,13 @@ pub fn wait(args: &WaitArgs) -> anyhow::Result<()> {
             return Ok(());
         };
         tokio::select! {
-            ready = until_ready(name, args) => ready,
+            done = until_done(name, args) => done,
             _ = terminated.recv() => anyhow::bail!("{name} is not ready on every node yet"),
         }
     })
 }
 
-async fn until_ready(name: &str, args: &WaitArgs) -> anyhow::Result<()> {
+async fn until_done(name: &str, args: &WaitArgs) -> anyhow::Result<()> {
     let (namespace, name) = name.split_once('/').context("--daemon-set: write NAMESPACE/NAME")?;
     let addresses = server_addresses(&args.master)?;
     let client = source::connect(None, &addresses, &std::sync::Arc::default()).await?;
@@ -44,7 +46,7 @@ async fn until_ready(name: &str, args: &WaitArgs) -> anyhow::Result<()> {
     loop {
         let state = match daemon_sets.get(name).await {
             Ok(daemon_set) => match Progress::of(&daemon_set) {
-                Some(Progress { ready, nodes }) if ready == nodes => return Ok(()),
+                Some(Progress { ready, nodes }) if ready == nodes => break,
                 Some(Progress { ready, nodes }) => format!("ready on {ready} of {nodes} nodes"),
                 None => "not seen by its controller yet".to_owned(),
             },
@@ -56,6 +58,11 @@ async fn until_ready(name: &str, args: &WaitArgs) -> anyhow::Result<()> {
         }
         tokio::time::sleep(INTERVAL).await;
     }
+    if args.delete {
+        let deleted = daemon_sets.delete(name, &DeleteParams::background()).await;
+        deleted.with_context(|| format!("delete the DaemonSet {namespace}/{name}"))?;
+    }
+    Ok(())
 }
 
 /// How far a DaemonSet is.

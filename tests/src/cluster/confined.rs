@@ -17,12 +17,22 @@ pub const INSTALL: &str = include_str!("../../../deploy/install.yaml");
 /// # Errors
 /// The manifest lists none, or the file can't be written.
 pub fn confined(agent: &Path, directory: &Path) -> Result<PathBuf> {
+    let set = daemon_set(INSTALL)?;
+    confined_as(&set["spec"]["template"]["spec"]["containers"][0], agent, directory)
+}
+
+/// The same with the capabilities of any container.
+///
+/// # Errors
+/// As those of [`confined`].
+pub fn confined_as(container: &Value, agent: &Path, directory: &Path) -> Result<PathBuf> {
+    let name = container["name"].as_str().context("a container without a name")?;
     let script = format!(
         "#!/bin/sh\nexec setpriv --bounding-set=-all{} --inh-caps=-all {} \"$@\"\n",
-        capabilities()?.iter().map(|name| format!(",+{name}")).collect::<String>(),
+        capabilities(container)?.iter().map(|name| format!(",+{name}")).collect::<String>(),
         agent.display()
     );
-    let path = directory.join("lb-agent-confined");
+    let path = directory.join(format!("{name}-confined"));
     fs::write(&path, script).with_context(|| format!("writing {}", path.display()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("making {} executable", path.display()))?;
@@ -50,10 +60,8 @@ pub fn daemon_set(manifests: &str) -> Result<Value> {
 }
 
 /// The capabilities by the names that setpriv knows, such as `net_admin`.
-fn capabilities() -> Result<Vec<String>> {
-    let object = daemon_set(INSTALL)?;
-    let added = &object["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]
-        ["add"];
-    let names = added.as_array().context("install.yaml adds no capabilities")?;
+fn capabilities(container: &Value) -> Result<Vec<String>> {
+    let added = &container["securityContext"]["capabilities"]["add"];
+    let names = added.as_array().with_context(|| format!("nothing is added: {container}"))?;
     Ok(names.iter().filter_map(|name| Some(name.as_str()?.to_lowercase())).collect())
 }

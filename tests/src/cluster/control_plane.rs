@@ -109,6 +109,12 @@ impl ControlPlane {
         self.place.kubeconfig(identity)
     }
 
+    /// The API server's certificate, which is its own authority.
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.place.certificate()
+    }
+
     /// Kills the API server as a crash would. Clients see their connections reset.
     ///
     /// # Errors

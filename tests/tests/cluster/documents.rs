@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kube::api::DynamicObject;
 use lb_lab::{Lab, Options};
 use lb_tests::cluster::ControlPlane;
 use lb_tests::cluster::api::ApiClient;
@@ -22,19 +23,21 @@ use lb_tests::documents::{Shown, commands};
 use lb_tests::mentions::mentions;
 use serde_json::{Value, json};
 
-const NAMESPACE: &str = "kube-system";
+pub const NAMESPACE: &str = "kube-system";
+/// How the command begins that removes what an uninstall leaves that isn't done in time.
+pub const REMOVE_LATE: [&str; 5] = ["kubectl", "-n", NAMESPACE, "delete", "daemonset,job"];
 /// Longest time of one command, seconds; Helm itself waits for five minutes.
 const LIMIT: &str = "240";
 
 /// A control plane that no test shares: the release brings the rights that others' agents have.
-struct Cluster {
-    control_plane: ControlPlane,
+pub struct Cluster {
+    pub control_plane: ControlPlane,
     programs: [(&'static str, PathBuf); 2],
-    lab: Arc<Lab>,
+    pub lab: Arc<Lab>,
 }
 
 impl Cluster {
-    fn start() -> Result<Self> {
+    pub fn start() -> Result<Self> {
         let helm = HELM.ensure(&["helm"])?.join("helm");
         let kubectl = KUBERNETES.ensure(&["kubectl"])?.join("kubectl");
         let lab = Arc::new(Lab::up(&Options { pods_per_node: 0, ..Options::default() })?);
@@ -44,7 +47,7 @@ impl Cluster {
     }
 
     /// Runs a command from the folder in which the documents are; what it prints.
-    fn run(&self, words: &[String]) -> Result<String> {
+    pub fn run(&self, words: &[String]) -> Result<String> {
         let line = words.join(" ");
         let (name, arguments) = words.split_first().context("no command")?;
         let program = self.programs.iter().find(|(program, _)| program == name);
@@ -64,7 +67,7 @@ impl Cluster {
     }
 
     /// What kubectl prints of the release's objects, by name.
-    fn release(&self) -> Result<Vec<String>> {
+    pub fn release(&self) -> Result<Vec<String>> {
         let kinds = "daemonsets,jobs,serviceaccounts,roles,rolebindings,clusterroles,\
             clusterrolebindings";
         let words = ["kubectl", "get", kinds, "-n", NAMESPACE, "-o", "name"].map(str::to_owned);
@@ -73,7 +76,7 @@ impl Cluster {
     }
 
     /// Nobody waits for the end of what is deleted.
-    fn is_clean(&self, after: &Shown) -> Result<()> {
+    pub fn is_clean(&self, after: &str) -> Result<()> {
         eventually(&format!("{after}, and uninstalled: nothing is left"), || {
             let left = self.release()?;
             ensure!(left.is_empty(), "{left:?}");
@@ -92,16 +95,19 @@ impl Cluster {
     }
 }
 
+/// What a kubelet says of a Pod: its phase, and whether it is ready.
+pub type Said = (&'static str, bool);
+
 /// Says of every Pod what a kubelet would.
-fn say_pods_run(api: &ApiClient) -> Result<()> {
+fn say_of_pods(api: &ApiClient, said: impl Fn(&DynamicObject) -> Result<Said>) -> Result<()> {
     for pod in api.list("Pod", NAMESPACE, "")? {
-        let owners = pod.metadata.owner_references.unwrap_or_default();
-        let is_done = owners.iter().any(|owner| owner.kind == "Job");
+        let (phase, is_ready) = said(&pod)?;
         let name = pod.metadata.name.context("a Pod without a name")?;
+        let status = if is_ready { "True" } else { "False" };
         let conditions = ["Initialized", "ContainersReady", "Ready"]
-            .map(|kind| json!({"type": kind, "status": if is_done { "False" } else { "True" }}));
-        let phase = if is_done { "Succeeded" } else { "Running" };
-        if pod.data["status"]["phase"] != phase {
+            .map(|kind| json!({"type": kind, "status": status}));
+        let before = &pod.data["status"];
+        if before["phase"] != phase || before["conditions"][2]["status"] != status {
             let status = json!({"phase": phase, "conditions": conditions});
             // It may have been deleted meanwhile.
             drop(api.patch_status("Pod", NAMESPACE, &name, status));
@@ -110,13 +116,31 @@ fn say_pods_run(api: &ApiClient) -> Result<()> {
     Ok(())
 }
 
+/// Whether a Pod is the Job's that waits for the cleanup.
+pub fn is_of_a_job(pod: &DynamicObject) -> bool {
+    pod.metadata.owner_references.iter().flatten().any(|owner| owner.kind == "Job")
+}
+
+/// All goes well: Pods of DaemonSets are ready at once, and the Job has done its work.
+fn all_is_well(api: &ApiClient, pod: &DynamicObject) -> Result<Said> {
+    if !is_of_a_job(pod) {
+        return Ok(("Running", true));
+    }
+    api.delete("DaemonSet", NAMESPACE, "lb-agent-cleanup")?;
+    Ok(("Succeeded", false))
+}
+
 /// Runs `work` while somebody does what kubelets would.
-fn with_kubelets<T>(api: &ApiClient, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn with_kubelets<T>(
+    api: &ApiClient,
+    said: impl Fn(&DynamicObject) -> Result<Said> + Sync,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let kubelets = scope.spawn(|| -> Result<()> {
             while !is_over.load(Ordering::Relaxed) {
-                say_pods_run(api)?;
+                say_of_pods(api, &said)?;
                 thread::sleep(Duration::from_millis(200));
             }
             Ok(())
@@ -142,7 +166,7 @@ fn add_kube_proxy(api: &ApiClient) -> Result<()> {
     api.create(NAMESPACE, object)
 }
 
-fn starts(shown: &Shown, words: &[&str]) -> bool {
+pub fn starts(shown: &Shown, words: &[&str]) -> bool {
     shown.words.len() >= words.len() && shown.words.iter().zip(words).all(|(a, b)| a == b)
 }
 
@@ -154,6 +178,8 @@ fn helm_and_kubectl_do_what_the_documents_say() -> Result<()> {
     let is_ours = |shown: &Shown| {
         (starts(shown, &["helm"]) || starts(shown, &["kubectl"]))
             && !shown.words.iter().any(|word| word == "exec")
+            // Another test's.
+            && !starts(shown, &REMOVE_LATE)
     };
     let all: Vec<Shown> = commands().into_iter().filter(is_ours).collect();
     let (plain, all): (Vec<_>, Vec<_>) =
@@ -172,25 +198,31 @@ fn helm_and_kubectl_do_what_the_documents_say() -> Result<()> {
     ensure!(installs.len() > 1 && others.len() > 2 && !uninstalls.is_empty(), "{others:#?}");
     ensure!(plain.len() > 3, "{plain:#?}");
     let run = |shown: &Shown| cluster.run(&shown.words).with_context(|| shown.to_string());
-    with_kubelets(cluster.control_plane.api(), || {
-        for install in installs {
-            run(install)?;
-            add_kube_proxy(cluster.control_plane.api())?;
-            for other in others.iter().copied().chain(&mentioned) {
-                run(other)?;
+    let api = cluster.control_plane.api();
+    with_kubelets(
+        api,
+        |pod| all_is_well(api, pod),
+        || {
+            for install in installs {
+                run(install)?;
+                add_kube_proxy(cluster.control_plane.api())?;
+                for other in others.iter().copied().chain(&mentioned) {
+                    run(other)?;
+                }
+                let flags = cluster.flags()?;
+                let has_file = flags.iter().any(|flag| flag.starts_with("--config="));
+                let is_told =
+                    install.words.iter().any(|word| word.starts_with("kubeProxyConfigMap="));
+                ensure!(has_file == is_told, "{install}: {flags:?}");
+                for uninstall in &uninstalls {
+                    run(uninstall)?;
+                }
+                cluster.is_clean(&install.to_string())?;
             }
-            let flags = cluster.flags()?;
-            let has_file = flags.iter().any(|flag| flag.starts_with("--config="));
-            let is_told = install.words.iter().any(|word| word.starts_with("kubeProxyConfigMap="));
-            ensure!(has_file == is_told, "{install}: {flags:?}");
-            for uninstall in &uninstalls {
-                run(uninstall)?;
+            for shown in &plain {
+                run(shown)?;
             }
-            cluster.is_clean(install)?;
-        }
-        for shown in &plain {
-            run(shown)?;
-        }
-        cluster.is_clean(plain.last().context("nothing without Helm")?)
-    })
+            cluster.is_clean(&plain.last().context("nothing without Helm")?.to_string())
+        },
+    )
 }

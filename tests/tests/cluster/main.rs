@@ -16,4 +16,5 @@ mod outages;
 mod ranges;
 mod swap;
 mod takeover;
+mod uninstall;
 mod updates;

@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 
 use crate::kube_proxy::{KubeProxy, Mode, flush, ruleset};
 
-const PODS: [&str; 2] = ["pod-a1", "pod-b1"];
-const INSIDE: &str = "pod-b2";
-const NODE_PORT: u16 = 31_558;
+pub const PODS: [&str; 2] = ["pod-a1", "pod-b1"];
+pub const INSIDE: &str = "pod-b2";
+pub const NODE_PORT: u16 = 31_558;
 /// Enough for a request or two of every load.
-const MOMENT: Duration = Duration::from_millis(1_500);
+pub const MOMENT: Duration = Duration::from_millis(1_500);
 
-const SERVICE: &str = "
+pub const SERVICE: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -78,13 +78,13 @@ impl Running {
 }
 
 /// A set of requests by every way to the Service.
-struct Loads {
+pub struct Loads {
     held: bool,
     running: Vec<Running>,
 }
 
 impl Loads {
-    fn start(
+    pub fn start(
         cluster: &TestCluster,
         requests: &[(&'static str, Request)],
         held: bool,
@@ -103,7 +103,7 @@ impl Loads {
         Ok(Self { held, running })
     }
 
-    fn check(&self, cluster: &TestCluster, when: &str) -> Result<()> {
+    pub fn check(&self, cluster: &TestCluster, when: &str) -> Result<()> {
         for load in &self.running {
             let report = cluster.lab().peer(load.from)?.read_load(load.number)?;
             load.check(cluster, &report, self.held, when)?;
@@ -111,7 +111,7 @@ impl Loads {
         Ok(())
     }
 
-    fn stop(self, cluster: &TestCluster, when: &str) -> Result<()> {
+    pub fn stop(self, cluster: &TestCluster, when: &str) -> Result<()> {
         for load in &self.running {
             let report = cluster.lab().peer(load.from)?.stop_load(load.number)?;
             load.check(cluster, &report, self.held, when)?;
@@ -127,7 +127,7 @@ fn cleanup(cluster: &TestCluster, node: &str, arguments: &[&str]) -> Result<Outp
 }
 
 /// `cleanup` does its work.
-fn cleaned(cluster: &TestCluster, node: &str, arguments: &[&str]) -> Result<()> {
+pub fn cleaned(cluster: &TestCluster, node: &str, arguments: &[&str]) -> Result<()> {
     let output = cleanup(cluster, node, arguments)?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "cleanup {arguments:?} on {node}: {said}");

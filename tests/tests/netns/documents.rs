@@ -15,7 +15,7 @@ use crate::manifest::Service;
 use crate::stage::Stage;
 
 /// How commands begin that are run elsewhere, and the test that runs them: its file and its function.
-const ELSEWHERE: [(&str, &str, &str); 14] = [
+const ELSEWHERE: [(&str, &str, &str); 15] = [
     // Parsed; the suites, the demo and the benchmarks run them.
     ("cargo xtask", "xtask/src/main.rs", "every_command_of_ours_in_the_documents_is_one"),
     // The suites of these packages are these tests.
@@ -37,6 +37,11 @@ const ELSEWHERE: [(&str, &str, &str); 14] = [
     ("kubectl apply -f deploy/", CLUSTER.0, CLUSTER.1),
     ("kubectl delete -f deploy/", CLUSTER.0, CLUSTER.1),
     ("kubectl -n kube-system delete daemonset kube-proxy", CLUSTER.0, CLUSTER.1),
+    (
+        "kubectl -n kube-system delete daemonset,job lb-agent-cleanup",
+        "tests/tests/cluster/uninstall.rs",
+        "what_is_not_clean_in_time_is_said_and_goes_on_being_cleaned",
+    ),
 ];
 /// Takes them from the documents, as this test does, and runs them at a real API server.
 const CLUSTER: (&str, &str) =
