@@ -80,6 +80,11 @@ impl Terminal {
         }
     }
 
+    /// The program's number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends the program a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.child.id())?);

@@ -16,6 +16,7 @@ mod quiet;
 mod report;
 mod sample;
 mod scale;
+mod top;
 mod visible;
 
 use std::path::PathBuf;

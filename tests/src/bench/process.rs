@@ -14,7 +14,7 @@ use super::report::Report;
 use super::sample::{Samples, nanos, time};
 use super::scale::NODE;
 use super::visible::Visible;
-use super::{SERVICES, api, objects};
+use super::{SERVICES, api, objects, top};
 
 /// Changes that are measured.
 const CHANGES: u32 = 1_000;
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const GOAL: u64 = 100 << 20;
 
 /// Measures and reports.
-pub(super) fn measure(lab: &Lab, agent: &Path, report: &mut Report) -> Result<()> {
+pub(super) fn measure(lab: &Lab, program: &Path, report: &mut Report) -> Result<()> {
     eprintln!("bench: a real agent with {SERVICES} Services");
     report.section(
         "The agent's process with ten thousand Services",
@@ -49,7 +49,7 @@ pub(super) fn measure(lab: &Lab, agent: &Path, report: &mut Report) -> Result<()
     let kubeconfig = lab.directory().join("bench-kubeconfig");
     std::fs::write(&kubeconfig, kube_config().to_string()).context("write the kubeconfig")?;
     let options = AgentOptions {
-        binary: agent.to_owned(),
+        binary: program.to_owned(),
         manifests: None,
         xdp: Xdp::Off,
         arguments: vec!["--kubeconfig".to_owned(), kubeconfig.display().to_string()],
@@ -97,6 +97,7 @@ pub(super) fn measure(lab: &Lab, agent: &Path, report: &mut Report) -> Result<()
         ),
         memory.resident < GOAL,
     );
+    top::measure(lab, program, report).context("measure `lb-agent top`")?;
     ensure!(agent.stop()?.success(), "the agent did not end well");
     Ok(())
 }
