@@ -10,7 +10,8 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{
     bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp,
-    bpf_sk_release, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_skc_lookup_tcp,
+    bpf_sk_release, bpf_skb_change_head, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skc_lookup_tcp,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -190,7 +191,7 @@ fn ingress_family<
     match lb::ingress::<F, _>(&mut env, work) {
         // UNSPEC, not OK: filters behind ours still see the packet.
         Verdict::Pass | Verdict::Deliver => TC_ACT_UNSPEC,
-        Verdict::Forward => redirect(work.device),
+        Verdict::Forward => redirect(&env.context, work.device),
         Verdict::Raise => raise(&mut env.context, work.device),
         Verdict::Answer => answer::error::<F, IP_OFFSET>(skb, work.answer, OUTWARDS)
             .unwrap_or_else(|| unanswered(&env, work)),
@@ -225,7 +226,7 @@ fn egress_family<
         Verdict::Parked | Verdict::Drop => TC_ACT_SHOT,
         Verdict::HandOver => hand_over(&env.context),
         // For the node's own processes, whose SCTP nothing else sees.
-        Verdict::Forward if SCTP && !POD => redirect(work.device),
+        Verdict::Forward if SCTP && !POD => redirect(&env.context, work.device),
         Verdict::Raise if SCTP && !POD => raise(&mut env.context, work.device),
         Verdict::Answer if SCTP && !POD => {
             answer::error::<F, IP_OFFSET>(skb, work.answer, BPF_F_INGRESS as u64)
@@ -271,6 +272,9 @@ fn raise<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: boo
         if skb.device() == LOOPBACK {
             return TC_ACT_UNSPEC;
         }
+        if !link_header(skb) {
+            return TC_ACT_SHOT;
+        }
         // SAFETY: plain numbers; without a next hop the kernel looks for the route itself.
         return unsafe { bpf_redirect_neigh(LOOPBACK, core::ptr::null_mut(), 0, 0) as i32 };
     }
@@ -296,15 +300,31 @@ struct NextHop {
 
 /// Sends the packet to the next hop that the route named; the neighbour is resolved on the way.
 #[inline(always)]
-fn redirect(device: u32) -> i32 {
+fn redirect<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool>(
+    skb: &Skb<IP_OFFSET, POD, SCTP, OUT>,
+    device: u32,
+) -> i32 {
     let Some(fib) = maps::fib() else {
         return TC_ACT_SHOT;
     };
+    if !link_header(skb) {
+        return TC_ACT_SHOT;
+    }
     let mut hop = NextHop { family: fib.family as u32, address: fib.destination };
     // SAFETY: `hop` is what the helper expects, and initialised.
     unsafe {
         bpf_redirect_neigh(device, (&raw mut hop).cast(), size_of::<NextHop>() as i32, 0) as i32
     }
+}
+
+/// Puts an empty one in front of a packet that came without: what goes to a neighbour loses it again, and the
+/// kernel drops a packet that has none to lose (`__bpf_redirect_neigh`, net/core/filter.c).
+#[inline(always)]
+fn link_header<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool>(
+    skb: &Skb<IP_OFFSET, POD, SCTP, OUT>,
+) -> bool {
+    // SAFETY: the context is valid.
+    IP_OFFSET != 0 || unsafe { bpf_skb_change_head(skb.0, ethernet::HEADER_LEN, 0) } == 0
 }
 
 impl<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool> EbpfContext

@@ -103,6 +103,7 @@ impl Agent {
         let devices = match lab.topology().options.pod_network {
             PodNetwork::Routed => "eth0",
             PodNetwork::Vxlan => "eth0,vxlan0",
+            PodNetwork::Tunnel => "eth0,tun0",
         };
         command.args(["run", "--hostname-override", node, "--devices", devices]);
         command.arg("--cgroup-root").arg(lab.cgroup(node)?);

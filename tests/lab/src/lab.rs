@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +14,14 @@ use nix::mount::{MsFlags, mount};
 use crate::command::{output, run_with_input};
 use crate::losses;
 use crate::peer::Peer;
+use crate::peer::protocol::{Far, Tunnel};
 use crate::registry::{self, Entry};
 use crate::sys;
-use crate::topology::{Host, Options, Role, Topology};
-use crate::wiring::{Wiring, wire};
+use crate::topology::{self, Host, Options, PodNetwork, Role, Topology};
+use crate::wiring::{TUNNEL, Wiring, wire};
+
+/// Where nodes take each other's packets ([`PodNetwork::Tunnel`]).
+const TUNNEL_PORT: u16 = 4790;
 
 /// A network of namespaces. Dropping it removes everything it made, unless it was kept or attached.
 pub struct Lab {
@@ -241,6 +246,23 @@ impl Lab {
             fs::create_dir_all(&point).with_context(|| format!("create {}", point.display()))?;
             mount(Some("bpf"), &point, Some("bpf"), MsFlags::empty(), None::<&str>)
                 .with_context(|| format!("mount a bpf file system at {}", point.display()))?;
+        }
+        if self.topology.options.pod_network == PodNetwork::Tunnel {
+            self.dig_tunnels()?;
+        }
+        Ok(())
+    }
+
+    fn dig_tunnels(&self) -> Result<()> {
+        let end = |host: &Host| SocketAddr::new(host.address.v4.into(), TUNNEL_PORT);
+        for (node, number) in self.topology.nodes() {
+            let others = self.topology.nodes().filter(|(_, other)| *other != number);
+            let far = others.map(|(other, number)| {
+                Ok(Far { pods: topology::pod_range(number, 0)?, node: end(other) })
+            });
+            let far = far.collect::<Result<_>>()?;
+            let tunnel = Tunnel { device: TUNNEL.to_owned(), local: end(node), far };
+            self.peer(&node.name)?.tunnel(tunnel)?;
         }
         Ok(())
     }

@@ -7,11 +7,14 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::SigSet;
 use nix::unistd::{sethostname, setsid, write};
@@ -67,6 +70,27 @@ pub(crate) fn inside<T: Send>(
         });
         thread.join().map_err(|_| anyhow!("a thread inside {} panicked", namespace.display()))?
     })
+}
+
+/// Opens the TUN device called `name`, of this network namespace, to read and write its packets.
+pub(crate) fn open_tun(name: &str) -> Result<File> {
+    /// `TUNSETIFF`, `IFF_TUN` and `IFF_NO_PI` (include/uapi/linux/if_tun.h).
+    const SET_INTERFACE: libc::c_ulong = 0x4004_54ca;
+    const TUN_WITHOUT_HEADER: libc::c_short = 0x1001;
+    let file = File::options().read(true).write(true).open("/dev/net/tun");
+    let file = file.context("open /dev/net/tun")?;
+    // SAFETY: all zeroes is a valid ifreq.
+    #[expect(unsafe_code, reason = "an ifreq has no constructor")]
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = TUN_WITHOUT_HEADER;
+    // SAFETY: the descriptor is open, and the request lives until the call returns.
+    #[expect(unsafe_code, reason = "nix has no TUNSETIFF")]
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), SET_INTERFACE, &raw mut request) };
+    Errno::result(result).with_context(|| format!("attach to the device {name}"))?;
+    Ok(file)
 }
 
 fn open(namespace: &Path) -> Result<File> {

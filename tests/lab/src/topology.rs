@@ -29,6 +29,19 @@ pub enum PodNetwork {
     /// node's pod range). What a pod sends to another node's own address leaves by the fabric, so
     /// with a strict reverse path check it arrives only if pods are masqueraded.
     Vxlan,
+    /// The same by a `tun0` on each node, whose packets have no link header, as those of IPIP and WireGuard
+    /// (MTU 1440).
+    Tunnel,
+}
+
+impl PodNetwork {
+    /// Whether packets between nodes are packed into others, and come in through a device of their own.
+    pub fn is_overlay(self) -> bool {
+        match self {
+            Self::Routed => false,
+            Self::Vxlan | Self::Tunnel => true,
+        }
+    }
 }
 
 /// `net.ipv4.conf.*.rp_filter` on the nodes. (IPv6 has no such check.)

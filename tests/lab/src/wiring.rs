@@ -9,6 +9,9 @@ use crate::topology::{
 
 /// Inner MTU of the overlay: 1500 less 50 bytes of outer Ethernet, IPv4, UDP and VXLAN headers.
 const VXLAN_MTU: u16 = 1450;
+/// The device of [`PodNetwork::Tunnel`], and its MTU: 1500 less IPv4 and UDP headers, and some.
+pub(crate) const TUNNEL: &str = "tun0";
+const TUNNEL_MTU: u16 = 1440;
 
 /// What one namespace must be told, in the order sysctls, ip, bridge, nft, offload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,6 +154,7 @@ fn node(
     let mtu = match topology.options.pod_network {
         PodNetwork::Routed => String::new(),
         PodNetwork::Vxlan => format!("mtu {VXLAN_MTU}"),
+        PodNetwork::Tunnel => format!("mtu {TUNNEL_MTU}"),
     };
     if topology.options.cni == Cni::Bridge {
         ip.push(format!("link add cni0 {mtu} type bridge stp_state 0 mcast_snooping 0"));
@@ -182,8 +186,13 @@ fn node(
 /// Routes to the pods of the other nodes.
 fn other_nodes(topology: &Topology, host: &Host, number: u8, wiring: &mut Wiring) -> Result<()> {
     let ip = &mut wiring.ip;
-    let overlay = topology.options.pod_network == PodNetwork::Vxlan;
-    if overlay {
+    if topology.options.pod_network == PodNetwork::Tunnel {
+        ip.push(format!("tuntap add dev {TUNNEL} mode tun"));
+        ip.push(format!("link set {TUNNEL} mtu {TUNNEL_MTU} up"));
+        add_addresses(ip, TUNNEL, topology::pod_range(number, 0)?, 32, 128);
+    }
+    let is_vxlan = topology.options.pod_network == PodNetwork::Vxlan;
+    if is_vxlan {
         ip.push(format!(
             "link add vxlan0 mtu {VXLAN_MTU} address {} type vxlan id 42 dstport 4789 local {} \
              nolearning",
@@ -199,7 +208,9 @@ fn other_nodes(topology: &Topology, host: &Host, number: u8, wiring: &mut Wiring
         let inner = topology::pod_range(other_number, 0)?;
         let mac = overlay_mac(other_number);
         for (range, family) in pod_ranges(other_number).into_iter().zip(Family::BOTH) {
-            if overlay {
+            if topology.options.pod_network == PodNetwork::Tunnel {
+                ip.push(format!("route add {range} dev {TUNNEL}"));
+            } else if is_vxlan {
                 let via = inner.of(family);
                 ip.push(format!("route add {range} via {via} dev vxlan0 onlink"));
                 ip.push(format!("neigh add {via} lladdr {mac} dev vxlan0 nud permanent"));
@@ -207,7 +218,7 @@ fn other_nodes(topology: &Topology, host: &Host, number: u8, wiring: &mut Wiring
                 ip.push(format!("route add {range} via {}", other.address.of(family)));
             }
         }
-        if overlay {
+        if is_vxlan {
             let outer = other.address.v4;
             wiring.bridge.push(format!("fdb append {mac} dev vxlan0 dst {outer}"));
         }

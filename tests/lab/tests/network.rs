@@ -65,6 +65,7 @@ fn hosts_reach_each_other_over_both_families_and_transports_in_every_variant() {
                 ..base.clone()
             },
         ),
+        ("tunnel", Options { pod_network: PodNetwork::Tunnel, masquerade: true, ..base.clone() }),
         ("small path MTU", Options { client_path_mtu: Some(1300), ..base.clone() }),
         ("full checksums", Options { checksum_offload: false, ..base }),
     ];

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_lab::{Family, Options, Request, Transport};
+use lb_lab::{Family, Options, PodNetwork, Request, Transport};
 
 use crate::manifest::{PORT, Service};
 use crate::stage::{Pods, Stage, each, for_both};
@@ -17,9 +17,15 @@ fn a_backends_port_unreachable_reaches_the_client_of_local_and_remote_flows(pods
         target_port: CLOSED,
         ..Service::node_port(number, &[backend])
     };
-    let services = [closed(1, "pod-a1"), closed(2, "pod-b1")];
-    let stage = Stage::serving(pods, &Options::default(), &services);
-    for service in &services {
+    for pod_network in [PodNetwork::Routed, PodNetwork::Tunnel] {
+        let options = Options { pod_network, masquerade: true, ..Options::default() };
+        let services = [closed(1, "pod-a1"), closed(2, "pod-b1")];
+        port_unreachable(&Stage::serving(pods, &options, &services), &services);
+    }
+}
+
+fn port_unreachable(stage: &Stage, services: &[Service]) {
+    for service in services {
         for (family, transport) in each() {
             let node = (stage.address("node-a", family), service.node_port_number());
             let cluster_ip = (service.cluster_ip().of(family), PORT);

@@ -41,27 +41,37 @@ fn node_port(
     Request { connected: true, ..Request::new(transport, to, service.node_port_number()) }
 }
 
+/// With a link header and without.
+fn overlays() -> [Options; 2] {
+    [PodNetwork::Vxlan, PodNetwork::Tunnel].map(|pod_network| Options {
+        pod_network,
+        masquerade: true,
+        ..Options::default()
+    })
+}
+
 #[test]
 fn bulk_transfers_pass_an_overlay_with_a_smaller_mtu_in_both_directions() {
-    let options =
-        Options { pod_network: PodNetwork::Vxlan, masquerade: true, ..Options::default() };
-    let service = Service::new(1, &["pod-a1", "pod-b1"]);
-    let stage = Stage::up(&options, std::slice::from_ref(&service));
-    bulk_passes(&stage, std::slice::from_ref(&service));
-    bulk_passes(&stage, std::slice::from_ref(&service));
+    for options in overlays() {
+        let service = Service::new(1, &["pod-a1", "pod-b1"]);
+        let stage = Stage::up(&options, std::slice::from_ref(&service));
+        bulk_passes(&stage, std::slice::from_ref(&service));
+        bulk_passes(&stage, std::slice::from_ref(&service));
+    }
 }
 
 #[test]
 fn datagrams_near_the_mtu_pass_an_overlay() {
-    let options =
-        Options { pod_network: PodNetwork::Vxlan, masquerade: true, ..Options::default() };
-    let services = [on(1, "pod-a1"), on(2, "pod-b1")];
-    let stage = Stage::up(&options, &services);
-    for service in &services {
-        for family in lb_lab::Family::BOTH {
-            // 200 bytes are left for headers and the line before the payload.
-            let request = node_port(&stage, service, family, Transport::Udp).payloads(1250, 1250);
-            stage.answer("client", &request);
+    for options in overlays() {
+        let services = [on(1, "pod-a1"), on(2, "pod-b1")];
+        let stage = Stage::up(&options, &services);
+        for service in &services {
+            for family in lb_lab::Family::BOTH {
+                // 200 bytes are left for headers and the line before the payload.
+                let request =
+                    node_port(&stage, service, family, Transport::Udp).payloads(1250, 1250);
+                stage.answer("client", &request);
+            }
         }
     }
 }
@@ -124,18 +134,18 @@ fn fragmented_datagrams_pass_through_local_and_remote_flows() {
 
 #[test]
 fn fragmented_datagrams_pass_an_overlay() {
-    let options =
-        Options { pod_network: PodNetwork::Vxlan, masquerade: true, ..Options::default() };
-    let services = [on(1, "pod-a1"), on(2, "pod-b1")];
-    let stage = Stage::up(&options, &services);
-    for service in &services {
-        for family in lb_lab::Family::BOTH {
-            let request = node_port(&stage, service, family, Transport::Udp)
-                .payloads(4000, 4000)
-                .patience(Duration::from_millis(500));
-            // IPv6 routers don't fragment: the first may be lost to "too big".
-            let _ = stage.ask("client", &request);
-            stage.answer("client", &request);
+    for options in overlays() {
+        let services = [on(1, "pod-a1"), on(2, "pod-b1")];
+        let stage = Stage::up(&options, &services);
+        for service in &services {
+            for family in lb_lab::Family::BOTH {
+                let request = node_port(&stage, service, family, Transport::Udp)
+                    .payloads(4000, 4000)
+                    .patience(Duration::from_millis(500));
+                // IPv6 routers don't fragment: the first may be lost to "too big".
+                let _ = stage.ask("client", &request);
+                stage.answer("client", &request);
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ const REQUESTS: u32 = 24;
 /// Asks a Service with a backend on each node at all its addresses. Local backends see the client (its
 /// port may be another's already), remote ones the node, as it is known on the way to them.
 fn every_address_reaches_local_and_remote_backends(options: &Options) {
-    let overlay = options.pod_network == PodNetwork::Vxlan;
+    let overlay = options.pod_network.is_overlay();
     let service = Service::new(1, &["pod-a1", "pod-b1"]);
     let stage = Stage::up(options, std::slice::from_ref(&service));
     for entry in stage.entries(&service) {
@@ -64,9 +64,38 @@ fn with_pods_on_a_bridge_the_same() {
 
 #[test]
 fn over_an_overlay_remote_backends_see_the_nodes_overlay_address() {
-    let options =
-        Options { pod_network: PodNetwork::Vxlan, masquerade: true, ..Options::default() };
-    every_address_reaches_local_and_remote_backends(&options);
+    for pod_network in [PodNetwork::Vxlan, PodNetwork::Tunnel] {
+        let options = Options { pod_network, masquerade: true, ..Options::default() };
+        every_address_reaches_local_and_remote_backends(&options);
+    }
+}
+
+/// What comes in without a link header: to an endpoint here, back to where it came from, and refused.
+#[test]
+fn node_ports_at_a_tunnels_address_serve_those_behind_it() {
+    let options = Options { pod_network: PodNetwork::Tunnel, ..Options::default() };
+    let services = [
+        Service::node_port(1, &["pod-a1"]),
+        Service::node_port(2, &["pod-b1"]),
+        Service::node_port(3, &[]),
+    ];
+    let stage = Stage::up(&options, &services);
+    for (family, transport) in each() {
+        let to = pod_range(1, 0).unwrap().of(family);
+        for service in &services {
+            let what = format!("{family} {transport} {:?}", service.backends);
+            let request = Request::new(transport, to, service.node_port_number()).connected();
+            match service.backends.first() {
+                Some(backend) => {
+                    assert_eq!(stage.answer("pod-b2", &request).server, *backend, "{what}");
+                }
+                None => {
+                    let failure = stage.failure("pod-b2", &request);
+                    assert_eq!(failure.errno, "ECONNREFUSED", "{what}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

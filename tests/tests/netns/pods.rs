@@ -18,7 +18,7 @@ fn packet(options: &Options, services: &[Service]) -> Stage {
 }
 
 /// Both kinds of pod devices, both kinds of ways between nodes; a strict look at sources everywhere.
-fn networks() -> [Options; 3] {
+fn networks() -> [Options; 4] {
     let strict = Options { reverse_path: ReversePath::Strict, ..Options::default() };
     let bridge = Options { cni: Cni::Bridge, ..strict.clone() };
     let overlay = Options {
@@ -27,7 +27,8 @@ fn networks() -> [Options; 3] {
         masquerade: true,
         ..strict.clone()
     };
-    [strict, bridge, overlay]
+    let tunnel = Options { pod_network: PodNetwork::Tunnel, masquerade: true, ..strict.clone() };
+    [strict, bridge, overlay, tunnel]
 }
 
 #[test]

@@ -49,7 +49,8 @@ fn a_service_without_endpoints_refuses_at_once_at_every_address(pods: Pods) {
 fn external_policy_local_keeps_the_client_and_is_silent_on_a_node_without_endpoint(pods: Pods) {
     let masquerade = Options { masquerade: true, ..Options::default() };
     let overlay = Options { pod_network: PodNetwork::Vxlan, ..masquerade.clone() };
-    for options in [Options::default(), masquerade, overlay] {
+    let tunnel = Options { pod_network: PodNetwork::Tunnel, ..masquerade.clone() };
+    for options in [Options::default(), masquerade, overlay, tunnel] {
         external_policy_local(pods, &options);
     }
 }

@@ -9,6 +9,7 @@ mod load;
 pub mod process;
 pub mod protocol;
 mod server;
+mod tunnel;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -25,7 +26,7 @@ use crate::Lab;
 use crate::binary::peer_binary;
 use protocol::{
     Failure, FromPeer, Load, LoadReport, Order, Outcome, Page, Report, Request, Serve, ToPeer,
-    Transport,
+    Transport, Tunnel,
 };
 
 /// What an order may take beyond the patience of its requests.
@@ -134,6 +135,11 @@ impl Peer {
             Report::Page(page) => Ok(page),
             other => unexpected(&other),
         }
+    }
+
+    /// Carries the packets of a device without link header to other nodes, as long as the process lives.
+    pub(crate) fn tunnel(&self, tunnel: Tunnel) -> Result<()> {
+        self.done(Order::Tunnel(tunnel))
     }
 
     /// Lets the process outlive this handle: its servers go on until the lab is removed.

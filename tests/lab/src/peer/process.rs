@@ -15,6 +15,7 @@ use super::client::{Socket, ask_many, await_failure};
 use super::load::Running;
 use super::protocol::{FromPeer, Order, Page, Report, ToPeer};
 use super::server::Server;
+use super::tunnel;
 
 /// Largest page that [`Order::Get`] reads, in bytes.
 const LARGEST_PAGE: u64 = 16 << 20;
@@ -118,6 +119,10 @@ fn carry_out(state: &Mutex<State>, order: Order) -> Result<Report> {
             Ok(Report::Load(running.with_context(|| format!("no load {number}"))?.stop()))
         }
         Order::Get { address, path, timeout } => Ok(Report::Page(get(address, &path, timeout)?)),
+        Order::Tunnel(tunnel) => {
+            tunnel::start(tunnel)?;
+            Ok(Report::Done)
+        }
         Order::Detach => {
             // Whoever started us may have its standard error read to the end (`lab up | less`).
             let nobody = File::options().write(true).open("/dev/null").context("open /dev/null")?;

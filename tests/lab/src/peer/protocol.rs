@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::topology::Dual;
+
 /// Transport protocol of a server or request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Transport {
@@ -76,7 +78,28 @@ pub(crate) enum Order {
     ReadLoad(u64),
     StopLoad(u64),
     Get { address: SocketAddr, path: String, timeout: Duration },
+    Tunnel(Tunnel),
     Detach,
+}
+
+/// A node's end of a tunnel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Tunnel {
+    /// The TUN device.
+    pub device: String,
+    /// Where datagrams with its packets come in.
+    pub local: SocketAddr,
+    /// The other nodes.
+    pub far: Vec<Far>,
+}
+
+/// Another node's end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Far {
+    /// The networks of its pods, a /24 and a /64.
+    pub pods: Dual,
+    /// Where its datagrams go.
+    pub node: SocketAddr,
 }
 
 /// What a peer answers.
