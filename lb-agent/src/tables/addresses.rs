@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use lb_common::abi::{Address, AddressFlags};
+use lb_common::abi::{Address, AddressFlags, BackendFlags};
 
 use super::store::{Store, StoreError};
 use crate::cluster::snapshot::Protocol;
@@ -43,20 +43,28 @@ impl Addresses {
         Ok(Self { written, node, pods, ..Self::default() })
     }
 
-    /// An element of BACKENDS has this address, and its endpoint is on this node: now, or no more.
-    pub(super) fn count_endpoint(&mut self, address: Address, is_here: bool) {
-        let count = self.endpoints.entry(address).or_default();
-        let before = *count;
-        *count = if is_here { before.saturating_add(1) } else { before.saturating_sub(1) };
-        if *count == 0 {
-            self.endpoints.remove(&address);
+    /// The flags of an element of BACKENDS with this address were these before, and are those now; of
+    /// one that isn't in use, none.
+    pub(super) fn set_endpoint(&mut self, address: Address, before: u16, now: u16) {
+        if (before ^ now) & BackendFlags::LOCAL == 0 {
+            return;
         }
-        if before.min(1) != u32::from(self.endpoints.contains_key(&address)) {
-            self.changed.insert(address);
+        let is_here = now & BackendFlags::LOCAL != 0;
+        let count = self.endpoints.entry(address).or_default();
+        *count = if is_here { count.saturating_add(1) } else { count.saturating_sub(1) };
+        match (*count, is_here) {
+            (0, _) => {
+                self.endpoints.remove(&address);
+                self.changed.insert(address);
+            }
+            (1, true) => {
+                self.changed.insert(address);
+            }
+            _ => {}
         }
     }
 
-    /// Writes what [`count_endpoint`](Self::count_endpoint) was told.
+    /// Writes what [`set_endpoint`](Self::set_endpoint) was told.
     pub(super) fn settle_endpoints<S: Store>(&mut self, store: &mut S) -> Result<(), StoreError> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().try_for_each(|address| self.write(store, address))

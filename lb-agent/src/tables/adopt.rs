@@ -47,9 +47,7 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
     let mut addresses = Addresses::adopt(&store)?;
     for index in entries.values().flat_map(|entry| &entry.backends) {
         let backend = store.backend(BackendIndex(*index));
-        if backend.flags & BackendFlags::LOCAL != 0 {
-            addresses.count_endpoint(backend.address, true);
-        }
+        addresses.set_endpoint(backend.address, 0, backend.flags);
     }
     let used = |number: fn(&Entry) -> u32| -> BTreeSet<u32> {
         entries.values().map(number).filter(|number| *number != 0).collect()

@@ -215,9 +215,7 @@ fn add_backends<S: Store>(
         let generation = tables.store.backend(BackendIndex(index)).generation;
         let element = encode::backend(*address, *flags, service, generation);
         tables.store.set_backend(BackendIndex(index), &element);
-        if flags & BackendFlags::LOCAL != 0 {
-            tables.addresses.count_endpoint(element.address, true);
-        }
+        tables.addresses.set_endpoint(element.address, 0, *flags);
         backends.insert(*address, index);
         added.push(*address);
     }

@@ -25,8 +25,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_common::abi::{
-    Address, Backend, BackendFlags, BackendIndex, ClientAddresses, Frontend, ServiceIndex,
-    ServicePointer,
+    Address, Backend, BackendIndex, ClientAddresses, Frontend, ServiceIndex, ServicePointer,
 };
 
 use crate::cluster::snapshot::Protocol;
@@ -384,9 +383,7 @@ impl<S: Store> Tables<S> {
             return;
         }
         self.store.set_backend_flags(index, flags);
-        if (before ^ flags) & BackendFlags::LOCAL != 0 {
-            self.addresses.count_endpoint(address, flags & BackendFlags::LOCAL != 0);
-        }
+        self.addresses.set_endpoint(address, before, flags);
     }
 
     /// Whether there is a Service port of this protocol.

@@ -136,7 +136,7 @@ pub fn release<F: Family, E: Env<F>>(env: &mut E, datagram: &FragmentKey<F>) -> 
     env.parked(&key).is_none() || env.resend_all(&key)
 }
 
-/// Keeps a copy of this frame in the first place from `key` on that is free; `false` when there is none.
+/// Keeps a copy of this frame in the first free place of the datagram of `key`; `false` when there is none.
 #[inline(always)]
 pub fn park_somewhere<W: Waiting>(waiting: &mut W, key: &mut ParkedKey) -> bool {
     let now = waiting.now();
@@ -161,7 +161,8 @@ pub fn park_somewhere<W: Waiting>(waiting: &mut W, key: &mut ParkedKey) -> bool 
     false
 }
 
-/// Sends every frame that waits, from `key` on, through its hook; `false` when this one was lost over it.
+/// Sends every frame of the datagram of `key` that waits through its hook; `false` when this one was lost
+/// over it.
 #[inline(always)]
 pub fn resend_all<W: Waiting>(waiting: &mut W, key: &mut ParkedKey) -> bool {
     // A packet can't be made here: the first fragment lends its own.

@@ -186,41 +186,46 @@ fn node(
 /// Routes to the pods of the other nodes.
 fn other_nodes(topology: &Topology, host: &Host, number: u8, wiring: &mut Wiring) -> Result<()> {
     let ip = &mut wiring.ip;
-    if topology.options.pod_network == PodNetwork::Tunnel {
-        ip.push(format!("tuntap add dev {TUNNEL} mode tun"));
-        ip.push(format!("link set {TUNNEL} mtu {TUNNEL_MTU} up"));
-        add_addresses(ip, TUNNEL, topology::pod_range(number, 0)?, 32, 128);
-    }
-    let is_vxlan = topology.options.pod_network == PodNetwork::Vxlan;
-    if is_vxlan {
-        ip.push(format!(
-            "link add vxlan0 mtu {VXLAN_MTU} address {} type vxlan id 42 dstport 4789 local {} \
-             nolearning",
-            overlay_mac(number),
-            host.address.v4
-        ));
-        ip.push("link set vxlan0 up".into());
-        add_addresses(ip, "vxlan0", topology::pod_range(number, 0)?, 32, 128);
-        // The kernel computes inner checksums in software unless told to leave them partial.
-        wiring.no_offload.push("vxlan0".into());
+    match topology.options.pod_network {
+        PodNetwork::Routed => {}
+        PodNetwork::Vxlan => {
+            ip.push(format!(
+                "link add vxlan0 mtu {VXLAN_MTU} address {} type vxlan id 42 dstport 4789 local {} \
+                 nolearning",
+                overlay_mac(number),
+                host.address.v4
+            ));
+            ip.push("link set vxlan0 up".into());
+            add_addresses(ip, "vxlan0", topology::pod_range(number, 0)?, 32, 128);
+            // The kernel computes inner checksums in software unless told to leave them partial.
+            wiring.no_offload.push("vxlan0".into());
+        }
+        PodNetwork::Tunnel => {
+            ip.push(format!("tuntap add dev {TUNNEL} mode tun"));
+            ip.push(format!("link set {TUNNEL} mtu {TUNNEL_MTU} up"));
+            add_addresses(ip, TUNNEL, topology::pod_range(number, 0)?, 32, 128);
+        }
     }
     for (other, other_number) in topology.nodes().filter(|(other, _)| other.name != host.name) {
-        let inner = topology::pod_range(other_number, 0)?;
-        let mac = overlay_mac(other_number);
-        for (range, family) in pod_ranges(other_number).into_iter().zip(Family::BOTH) {
-            if topology.options.pod_network == PodNetwork::Tunnel {
-                ip.push(format!("route add {range} dev {TUNNEL}"));
-            } else if is_vxlan {
-                let via = inner.of(family);
-                ip.push(format!("route add {range} via {via} dev vxlan0 onlink"));
-                ip.push(format!("neigh add {via} lladdr {mac} dev vxlan0 nud permanent"));
-            } else {
-                ip.push(format!("route add {range} via {}", other.address.of(family)));
+        let ranges = pod_ranges(other_number).into_iter().zip(Family::BOTH);
+        match topology.options.pod_network {
+            PodNetwork::Routed => ip.extend(ranges.map(|(range, family)| {
+                format!("route add {range} via {}", other.address.of(family))
+            })),
+            PodNetwork::Vxlan => {
+                let inner = topology::pod_range(other_number, 0)?;
+                let mac = overlay_mac(other_number);
+                for (range, family) in ranges {
+                    let via = inner.of(family);
+                    ip.push(format!("route add {range} via {via} dev vxlan0 onlink"));
+                    ip.push(format!("neigh add {via} lladdr {mac} dev vxlan0 nud permanent"));
+                }
+                let outer = other.address.v4;
+                wiring.bridge.push(format!("fdb append {mac} dev vxlan0 dst {outer}"));
             }
-        }
-        if is_vxlan {
-            let outer = other.address.v4;
-            wiring.bridge.push(format!("fdb append {mac} dev vxlan0 dst {outer}"));
+            PodNetwork::Tunnel => {
+                ip.extend(ranges.map(|(range, _)| format!("route add {range} dev {TUNNEL}")));
+            }
         }
     }
     Ok(())

@@ -102,9 +102,7 @@ pub(super) fn read(set: &str, evidence: &mut Evidence) -> Result<(), Errno> {
     let Some((family, holds)) = meaning(set).filter(|(_, holds)| *holds != Holds::Others) else {
         return Ok(());
     };
-    let mut wanted = attribute(PROTOCOL, &[VERSION]);
-    wanted.extend(name(SET_NAME, set));
-    let listed = Netlink::netfilter()?.dump(LIST, 0, &wanted, |_, attributes| {
+    let listed = Netlink::netfilter()?.dump(LIST, 0, &this(set), |_, attributes| {
         for (_, entry) in find(attributes, ENTRIES).into_iter().flat_map(all) {
             // One of another kind than kube-proxy makes says nothing.
             let _ = add(evidence, family, holds, entry);
@@ -145,7 +143,8 @@ pub fn remove(sets: &[String]) -> Result<(), IpvsError> {
     let mut left: Vec<_> = sets.iter().collect();
     let began = Instant::now();
     loop {
-        let orders: Vec<_> = left.iter().map(|set| order(set)).collect();
+        let order = |set: &&String| Order { kind: DESTROY, family: 0, attributes: this(set) };
+        let orders: Vec<_> = left.iter().map(order).collect();
         let outcomes = Netlink::netfilter().and_then(|mut netlink| netlink.each(0, &orders));
         let outcomes = outcomes.map_err(failed("remove kube-proxy's sets"))?;
         let mut used = Vec::new();
@@ -168,10 +167,11 @@ pub fn remove(sets: &[String]) -> Result<(), IpvsError> {
     }
 }
 
-fn order(set: &str) -> Order {
+/// The attributes of an order about one set.
+fn this(set: &str) -> Vec<u8> {
     let mut attributes = attribute(PROTOCOL, &[VERSION]);
     attributes.extend(name(SET_NAME, set));
-    Order { kind: DESTROY, family: 0, attributes }
+    attributes
 }
 
 #[cfg(test)]
