@@ -290,6 +290,11 @@ pub struct KernelArgs {
     /// Where pods that connect to a Service are translated; SCTP always by packet
     #[arg(long, env = "LB_POD_PATH", value_name = "PATH", value_enum, default_value_t)]
     pub pod_path: PodPath,
+    /// Endpoints see an address of the node in place of every client's, but for what external policy Local
+    /// spares. Needs --pod-path packet: what a socket sends to an endpoint has the pod's address
+    #[arg(long, env = "LB_MASQUERADE_ALL", value_name = "true|false", hide_possible_values = true)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub masquerade_all: Option<bool>,
     /// Where packets from outside are translated first
     #[arg(long, env = "LB_XDP", value_name = "MODE", value_enum, default_value_t)]
     pub xdp: XdpMode,

@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use http::Uri;
 use ipnet::IpNet;
 
-use crate::args::{PodPath, RunArgs, ServingArgs, SizeArgs, SourceArgs, Switch, XdpMode};
+use crate::args::{
+    KernelArgs, PodPath, RunArgs, ServingArgs, SizeArgs, SourceArgs, Switch, XdpMode,
+};
 use crate::cluster::snapshot::IpFamily;
 
 /// Where Services come from.
@@ -137,6 +139,8 @@ pub struct Config {
     pub devices: DeviceSelection,
     /// Where pods are translated.
     pub pod_path: PodPath,
+    /// Whether endpoints see an address of the node wherever kube-proxy's `masqueradeAll` has them see one.
+    pub masquerade_all: bool,
     /// Which devices lead to pods.
     pub pod_devices: PodDevices,
     /// Whether traffic of endpoints is counted.
@@ -197,6 +201,7 @@ impl Config {
             nodeport_addresses: nodeport_addresses(&args.node.nodeport_addresses)?,
             devices: devices(&args.node.devices)?,
             pod_path: args.kernel.pod_path,
+            masquerade_all: masquerade_all(&args.kernel)?,
             pod_devices: pod_devices(&args.node.pod_devices)?,
             traffic_counters: args.kernel.traffic_counters,
             service_metrics: service_metrics(&args.kernel.service_metrics)?,
@@ -349,6 +354,20 @@ fn device_patterns(
     Ok(patterns)
 }
 
+fn masquerade_all(args: &KernelArgs) -> Result<bool, ConfigError> {
+    let wanted = args.masquerade_all.unwrap_or(false);
+    let can_be = !wanted || args.pod_path == PodPath::Packet;
+    can_be.then_some(wanted).ok_or_else(|| {
+        ConfigError::new(
+            "masquerade-all",
+            "true",
+            "the sockets of pods are led to an endpoint before there is a packet whose source could be \
+             replaced",
+            "give --pod-path packet with it",
+        )
+    })
+}
+
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
     const FLAG: &str = "snat-port-range";
     const REMEDY: &str = "write FIRST-LAST, for example 61000-65535";
@@ -485,6 +504,17 @@ mod tests {
         assert_eq!(config.healthz, Some("0.0.0.0:10256".parse().unwrap()));
         assert_eq!(config.metrics, Some("127.0.0.1:10249".parse().unwrap()));
         assert_eq!(config.snat_ports, None);
+    }
+
+    #[test]
+    fn all_is_masqueraded_only_where_packets_of_pods_are_translated() {
+        assert!(!config(&["--pod-path", "packet"]).unwrap().masquerade_all);
+        assert!(!config(&["--masquerade-all=false"]).unwrap().masquerade_all);
+        assert!(config(&["--masquerade-all", "--pod-path", "packet"]).unwrap().masquerade_all);
+        for flags in [&["--masquerade-all"][..], &["--masquerade-all=true", "--pod-path=both"]] {
+            let error = config(flags).expect_err("sockets are translated").to_string();
+            assert!(error.contains("give --pod-path packet with it"), "{error}");
+        }
     }
 
     #[test]

@@ -143,6 +143,7 @@ fn setup(config: &Config) -> anyhow::Result<Setup> {
         netns_cookie: namespace::netns_cookie()?,
         xdp: config.xdp,
         pod_path: config.pod_path,
+        masquerade_all: config.masquerade_all,
         traffic_counters: config.traffic_counters,
         snat_ports,
         cluster_cidrs: config.cluster_cidrs.clone(),

@@ -235,6 +235,8 @@ pub trait Env<F: Family>: Frame + Waiting {
     /// Whether flows of this IP protocol are translated here: where the socket hooks serve a pod, its
     /// packets are left alone but for protocols that have no such hook.
     fn serves(&self, protocol: u8) -> bool;
+    /// Whether endpoints see an address of the node wherever kube-proxy's `masqueradeAll` has them see one.
+    fn masquerades_all(&self) -> bool;
     /// The flow entry under `key`, to read and to renew in place.
     fn flow(&mut self, key: &FlowKey<F>) -> Option<&mut Flow<F>>;
     /// Writes a new entry; never replaces one.

@@ -356,6 +356,11 @@ impl<F: FamilyMaps, C: PacketContext> Env<F> for Kernel<C> {
     }
 
     #[inline(always)]
+    fn masquerades_all(&self) -> bool {
+        maps::config().flags & ConfigFlags::MASQUERADE_ALL != 0
+    }
+
+    #[inline(always)]
     fn flow(&mut self, key: &FlowKey<F>) -> Option<&mut Flow<F>> {
         // SAFETY: an element of an LRU map may be reused for another flow while we hold it; every
         // field is plain data, so the worst is one packet that follows a flow just evicted.

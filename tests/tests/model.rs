@@ -83,6 +83,7 @@ fn random_cases_ask_for_everything() {
         "clients on this node aren't bound by externalTrafficPolicy",
         "session affinity keeps an endpoint that is allowed",
         "source ranges come first",
+        "all is masqueraded but what externalTrafficPolicy Local spares",
         "usable endpoints elsewhere mean silence, none at all a refusal",
     ];
     for what in wanted.chain(rules.map(str::to_owned)) {

@@ -94,11 +94,13 @@ fn pod_flags(path: PodPath) -> u32 {
     }
 }
 
-fn traffic_flags(counters: Switch) -> u32 {
-    match counters {
+fn flags(setup: &Setup) -> u32 {
+    let traffic = match setup.traffic_counters {
         Switch::On => abi::ConfigFlags::TRAFFIC,
         Switch::Off => 0,
-    }
+    };
+    let masks = if setup.masquerade_all { abi::ConfigFlags::MASQUERADE_ALL } else { 0 };
+    pod_flags(setup.pod_path) | traffic | masks
 }
 
 impl Kernel {
@@ -118,7 +120,7 @@ impl Kernel {
             host_netns_cookie: setup.netns_cookie,
             snat_port_min: *setup.snat_ports.start(),
             snat_port_max: *setup.snat_ports.end(),
-            flags: pod_flags(setup.pod_path) | traffic_flags(setup.traffic_counters),
+            flags: flags(setup),
         };
         let programs = object::load(&pins, &config, &setup.capacities)?;
         let devices = Devices::new(pins.clone(), setup.xdp);

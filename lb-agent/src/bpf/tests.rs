@@ -67,6 +67,7 @@ impl Place {
             netns_cookie: crate::node::namespace::netns_cookie().unwrap(),
             xdp: XdpMode::Auto,
             pod_path: PodPath::Socket,
+            masquerade_all: false,
             traffic_counters: Switch::On,
             snat_ports: 1024..=29_999,
             cluster_cidrs: Vec::new(),

@@ -85,13 +85,13 @@ const LOCAL_MODES: &[&str] =
 
 const BY_DEVICE: &str = "pods are told from other sources by the device or the socket that they send \
     through, in every cluster alike";
+const MASQUERADE: &str = "as --masquerade-all in its mode, with --pod-path packet; otherwise ignored: the \
+    sockets of pods are led to an endpoint before there is a packet whose source could be replaced";
 const NO_MARKS: &str = "no packet is marked";
 const NO_PERIODS: &str = "a change is written when it comes, and nothing else has to be repeated";
 const CONNTRACK: &str = "the agent leaves the node's conntrack settings as they are, because its Services \
     don't go through conntrack; where other rules of the node need it, set it with sysctl";
 const NO_IPVS: &str = "there is no IPVS";
-const MASQUERADE: &str = "pods keep their addresses on their way to endpoints; a network plugin that needs \
-    them hidden isn't served";
 const LOGGING: &str = "the agent's log has its own form: --log-format and --log-level";
 const FEW_REQUESTS: &str =
     "the agent has four watches and writes events, nothing that had to be slowed down";
@@ -236,13 +236,7 @@ pub const FIELDS: &[Field] = &[
         &["14"],
         Ignored(Meaningless, NO_MARKS),
     ),
-    field(
-        "iptables.masqueradeAll",
-        "masquerade-all",
-        Switch,
-        &["false"],
-        Ignored(Changes, MASQUERADE),
-    ),
+    field("iptables.masqueradeAll", "masquerade-all", Switch, &["false"], Used(MASQUERADE)),
     field(
         "iptables.localhostNodePorts",
         "iptables-localhost-nodeports",
@@ -313,7 +307,7 @@ pub const FIELDS: &[Field] = &[
     ),
     field("ipvs.udpTimeout", "ipvs-udp-timeout", Duration, &["0s"], Ignored(Changes, NO_IPVS)),
     field("nftables.masqueradeBit", "", Integer, &["14"], Ignored(Meaningless, NO_MARKS)),
-    field("nftables.masqueradeAll", "", Switch, &["false"], Ignored(Changes, MASQUERADE)),
+    field("nftables.masqueradeAll", "", Switch, &["false"], Used(MASQUERADE)),
     field("nftables.syncPeriod", "", Duration, &["0s", "30s"], Ignored(Meaningless, NO_PERIODS)),
     field("nftables.minSyncPeriod", "", Duration, &["0s", "1s"], Ignored(Meaningless, NO_PERIODS)),
     field("winkernel.networkName", "", Text, &[""], Ignored(Meaningless, WINDOWS)),
@@ -326,7 +320,10 @@ pub const FIELDS: &[Field] = &[
         "detect-local-mode",
         OneOf(LOCAL_MODES),
         &["", "ClusterCIDR"],
-        Ignored(Meaningless, BY_DEVICE),
+        Used(
+            "InterfaceNamePrefix alone, as --pod-devices PREFIX*; pods are told from other sources by the \
+             device or the socket that they send through, in every cluster alike",
+        ),
     ),
     field(
         "detectLocal.bridgeInterface",
@@ -340,7 +337,7 @@ pub const FIELDS: &[Field] = &[
         "pod-interface-name-prefix",
         Text,
         &[""],
-        Ignored(Meaningless, BY_DEVICE),
+        Used("as --pod-devices PREFIX*, with detectLocalMode InterfaceNamePrefix"),
     ),
     field(
         "clusterCIDR",

@@ -6,7 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::fields::{FIELDS, Treatment};
 
 /// Flags of kube-proxy without a field in its file, and what there is here.
-const OTHERS: [(&str, &str); 8] = [
+const OTHERS: [(&str, &str); 10] = [
     ("cleanup", "`lb-agent cleanup` removes what this agent made"),
     ("init-only", "leave it out: the agent needs its capabilities as long as it runs"),
     (
@@ -16,6 +16,11 @@ const OTHERS: [(&str, &str); 8] = [
     ("healthz-port", "give --healthz-bind-address 0.0.0.0:PORT"),
     ("metrics-port", "give --metrics-bind-address 127.0.0.1:PORT"),
     ("proxy-mode", "leave it out: there is one mode, eBPF"),
+    (
+        "detect-local-mode",
+        "leave it out: pods are told from other sources by device and socket, in every mode",
+    ),
+    ("pod-interface-name-prefix", "give --pod-devices PREFIX*"),
     ("v", "give --log-level debug, or trace"),
     ("version", "`lb-agent --version` tells it"),
 ];
@@ -57,7 +62,7 @@ mod tests {
     #[test]
     fn a_flag_of_kube_proxy_is_explained_and_another_is_not() {
         for (flag, words) in [
-            ("--masquerade-all=true", "pods keep their addresses"),
+            ("--pod-interface-name-prefix=cali", "--pod-devices PREFIX*"),
             ("--proxy-mode=ipvs", "there is one mode, eBPF"),
             ("--conntrack-max-per-core=0", "conntrack settings"),
             ("--detect-local-mode=NodeCIDR", "told from other sources"),
@@ -78,6 +83,9 @@ mod tests {
             ["--config", "--kubeconfig", "--master", "--hostname-override", "--cluster-cidr"]
         {
             assert!(Args::try_parse_from(["lb-agent", "run", flag, "x"]).is_ok(), "{flag}");
+        }
+        for flag in ["--masquerade-all", "--masquerade-all=true", "--masquerade-all=false"] {
+            assert!(Args::try_parse_from(["lb-agent", "run", flag]).is_ok(), "{flag}");
         }
     }
 }

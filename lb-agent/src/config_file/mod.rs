@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde_yaml_ng::Value;
 
-use crate::args::RunArgs;
+use crate::args::{PodPath, RunArgs};
 use crate::config::{Config, ConfigError};
 use fields::{Importance, Treatment};
 use values::{Fault, Values};
@@ -234,7 +234,57 @@ impl Filled {
                 None => {}
             }
         }
+        self.fill_masquerade_all(values);
+        self.fill_pod_devices(values);
         self.fill_defaults(values);
+    }
+
+    /// That of the mode; `ipvs` has none of its own.
+    fn fill_masquerade_all(&mut self, values: &Values) {
+        const FIELDS: [&str; 2] = ["iptables.masqueradeAll", "nftables.masqueradeAll"];
+        let is_nftables = values.get("mode").is_some_and(|mode| mode == "nftables");
+        for (field, is_its) in FIELDS.into_iter().zip([!is_nftables, is_nftables]) {
+            let Some(value) = values.get(field).filter(|value| *value == "true") else {
+                continue;
+            };
+            let kernel = &mut self.args.kernel;
+            let (text, is_warning) = if !is_its {
+                ("ignored: it is for another mode", false)
+            } else if kernel.masquerade_all.is_some() {
+                ("--masquerade-all comes first", false)
+            } else if kernel.pod_path == PodPath::Packet {
+                kernel.masquerade_all = Some(true);
+                ("used as --masquerade-all", false)
+            } else {
+                let ignored = "ignored: the sockets of pods are led to an endpoint before there is a packet \
+                    whose source could be replaced; give --pod-path packet if endpoints must not see pods";
+                (ignored, true)
+            };
+            self.note(field, value, text.to_owned(), is_warning);
+        }
+    }
+
+    /// Pods are told by their devices anyway; a prefix says which those are.
+    fn fill_pod_devices(&mut self, values: &Values) {
+        const PREFIX: &str = "detectLocal.interfaceNamePrefix";
+        let mode = values.get("detectLocalMode").map(String::as_str).unwrap_or_default();
+        if !matches!(mode, "" | "ClusterCIDR") {
+            let text = "pods are told from other sources by device and socket, in every mode";
+            self.note("detectLocalMode", mode, text.to_owned(), false);
+        }
+        let Some(prefix) = values.get(PREFIX) else {
+            return;
+        };
+        let text = if mode != "InterfaceNamePrefix" {
+            "ignored: it is for another detectLocalMode"
+        } else if self.args.node.pod_devices.iter().any(|name| !name.trim().is_empty()) {
+            "--pod-devices comes first"
+        } else {
+            self.from.insert("pod-devices", PREFIX);
+            self.args.node.pod_devices = vec![format!("{prefix}*")];
+            "used as --pod-devices"
+        };
+        self.note(PREFIX, prefix, text.to_owned(), false);
     }
 
     /// Defaults that depend on other fields, as in kube-proxy.

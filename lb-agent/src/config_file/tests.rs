@@ -4,7 +4,7 @@ use clap::Parser;
 
 use super::*;
 use crate::args::{Args, Command};
-use crate::config::{NodePortAddresses, Source};
+use crate::config::{DevicePattern, NodePortAddresses, PodDevices, Source};
 
 const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 /// What `kubeadm init phase addon kube-proxy --print-manifest` of v1.36.3 puts into the ConfigMap.
@@ -160,16 +160,57 @@ fn nodeports_follow_the_default_of_the_mode_and_metrics_the_family() {
 }
 
 #[test]
+fn all_is_masqueraded_where_the_mode_says_so_and_packets_of_pods_are_translated() {
+    const BY_PACKET: &[&str] = &["--pod-path", "packet"];
+    const REFUSED: &[&str] = &["--pod-path", "packet", "--masquerade-all=false"];
+    let (iptables, nftables) =
+        ("iptables: {masqueradeAll: true}", "nftables: {masqueradeAll: true}");
+    for (mode, fields, flags, expected, warned) in [
+        ("", iptables, BY_PACKET, true, false),
+        ("ipvs", iptables, BY_PACKET, true, false),
+        ("nftables", nftables, BY_PACKET, true, false),
+        ("nftables", iptables, BY_PACKET, false, false),
+        ("iptables", nftables, BY_PACKET, false, false),
+        ("iptables", iptables, REFUSED, false, false),
+        ("iptables", iptables, &[][..], false, true),
+        ("iptables", iptables, &["--pod-path", "both"], false, true),
+    ] {
+        let told = told(&format!("mode: '{mode}'\n{fields}\n"), flags);
+        assert_eq!(told.config.masquerade_all, expected, "{mode} {fields} {flags:?}");
+        let note = told.notes.iter().find(|note| note.field.ends_with("masqueradeAll")).unwrap();
+        assert_eq!(note.is_warning, warned, "{mode} {fields} {flags:?}: {note:?}");
+    }
+}
+
+#[test]
+fn a_prefix_names_the_devices_of_pods_in_its_mode() {
+    let prefix = "detectLocal: {interfaceNamePrefix: cali}";
+    let named = |text: &str| PodDevices::Named(vec![DevicePattern::Prefix(text.to_owned())]);
+    for (mode, flags, expected) in [
+        ("InterfaceNamePrefix", &[][..], named("cali")),
+        ("InterfaceNamePrefix", &["--pod-devices", "tap*"], named("tap")),
+        ("BridgeInterface", &[], PodDevices::Pairs),
+    ] {
+        let told = told(&format!("detectLocalMode: {mode}\n{prefix}\n"), flags);
+        assert_eq!(told.config.pod_devices, expected, "{mode} {flags:?}");
+    }
+    let file = File::new(&format!(
+        "{HEAD}detectLocalMode: InterfaceNamePrefix\ndetectLocal: {{interfaceNamePrefix: a/b}}\n"
+    ));
+    let error = file.read(&[]).expect_err("no device name").to_string();
+    assert!(error.contains("detectLocal.interfaceNamePrefix: \"a/b*\": not a device"), "{error}");
+}
+
+#[test]
 fn what_is_ignored_is_said_with_the_reason_and_a_warning_where_it_matters() {
     let told = told(
-        "iptables: {masqueradeAll: true, masqueradeBit: 5}\nipvs: {strictARP: true, scheduler: lc}\n\
+        "iptables: {masqueradeBit: 5}\nipvs: {strictARP: true, scheduler: lc}\n\
          conntrack: {maxPerCore: 65536, tcpEstablishedTimeout: 24h0m0s}\nfeatureGates: {X: true}\n",
         &[],
     );
     let expected = [
         ("conntrack.maxPerCore", true),
         ("featureGates", true),
-        ("iptables.masqueradeAll", true),
         ("iptables.masqueradeBit", false),
         ("ipvs.scheduler", true),
         ("ipvs.strictARP", false),

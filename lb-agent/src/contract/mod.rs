@@ -50,6 +50,8 @@ pub struct Here {
     pub addresses: BTreeMap<IpAddr, bool>,
     /// The addresses of its pods.
     pub pods: BTreeSet<IpAddr>,
+    /// Whether it was told to masquerade all (`masqueradeAll`).
+    pub masquerades_all: bool,
 }
 
 /// Where somebody is who asks for an address.
@@ -245,8 +247,17 @@ fn judge(
         return (if usable == 0 { refusal(question) } else { Verdict::Drop }, None);
     }
 
+    let is_masked = here.masquerades_all
+        && (*kind == Kind::ClusterIp || service.external_policy == Policy::Cluster);
+    if is_masked {
+        say("all is masqueraded but what externalTrafficPolicy Local spares", owner.name());
+    }
+    let seen = |one: &&endpoints::Endpoint| match source_seen(here, one, question) {
+        Source::Client if is_masked && question.by == By::Packet => behind_node(here, one),
+        source => source,
+    };
     let mut allowed: BTreeMap<SocketAddr, Source> =
-        chosen.iter().map(|one| (one.address, source_seen(here, one, question))).collect();
+        chosen.iter().map(|one| (one.address, seen(one))).collect();
     let key = service.affinity.map(|timeout| affinity::Key::new(&owner, question, timeout));
     if let Some(key) = &key
         && let Some(backend) = memory.recall(key, now)
@@ -341,6 +352,12 @@ fn source_seen(here: &Here, endpoint: &endpoints::Endpoint, question: &Question)
         (By::Packet, Place::Outside | Place::Node) => is_here,
     };
     if keeps { Source::Client } else { Source::Node }
+}
+
+/// What masquerading does: packets that leave the node's stack get its address, those for the node itself
+/// stay in it.
+fn behind_node(here: &Here, endpoint: &endpoints::Endpoint) -> Source {
+    if here.addresses.contains_key(&endpoint.address.ip()) { Source::Client } else { Source::Node }
 }
 
 fn text(question: &Question) -> String {

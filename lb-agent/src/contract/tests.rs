@@ -49,6 +49,7 @@ fn here() -> Here {
         addresses: [("10.0.0.1".parse().unwrap(), true), ("10.0.0.2".parse().unwrap(), false)]
             .into(),
         pods: ["10.244.1.5".parse().unwrap()].into(),
+        masquerades_all: false,
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Setup {
     pub xdp: XdpMode,
     /// Where pods are translated.
     pub pod_path: PodPath,
+    /// Whether endpoints see an address of the node for nearly every client.
+    pub masquerade_all: bool,
     /// Whether traffic of endpoints is counted.
     pub traffic_counters: Switch,
     /// Source ports for SNAT, host byte order.

@@ -280,6 +280,10 @@ impl<F: ReadHeader, T: Tables, const POD: bool, const SCTP: bool> Env<F>
         !POD || protocol == ip::SCTP || self.0.node.config.flags & ConfigFlags::POD_PACKETS != 0
     }
 
+    fn masquerades_all(&self) -> bool {
+        self.0.node.config.flags & ConfigFlags::MASQUERADE_ALL != 0
+    }
+
     fn flow(&mut self, key: &FlowKey<F>) -> Option<&mut Flow<F>> {
         let known = self.0.known;
         let entry = self.0.flows.entry(*key);

@@ -17,8 +17,8 @@ pub struct Config {
     pub flags: u32,
 }
 
-/// Bits of [`Config::flags`]: who translates for pods (`--pod-path`), and what is counted
-/// (`--traffic-counters`).
+/// Bits of [`Config::flags`]: who translates for pods (`--pod-path`), what is counted
+/// (`--traffic-counters`), and what endpoints see (`--masquerade-all`).
 pub struct ConfigFlags;
 
 impl ConfigFlags {
@@ -28,6 +28,9 @@ impl ConfigFlags {
     pub const POD_PACKETS: u32 = 1 << 1;
     /// TRAFFIC is counted.
     pub const TRAFFIC: u32 = 1 << 2;
+    /// Endpoints see an address of the node for every client but those outside and of pods that a Service
+    /// with external policy Local gets at its external addresses.
+    pub const MASQUERADE_ALL: u32 = 1 << 3;
 }
 
 const _: () = assert!(size_of::<Config>() == 16 && align_of::<Config>() == 8);

@@ -80,8 +80,11 @@ pub(super) fn new_flow<F: ReadHeader, E: Env<F>>(
         Side::Ingress => E::CLIENTS,
         Side::Egress => Client::OnNode,
     };
+    let masked = env.masquerades_all() && policy::may_be_masqueraded(record, &found);
     match policy::allowed(record, &found, client) {
-        Allowed::Endpoints(candidates) => choose_and_carry(env, work, &found, &candidates, side),
+        Allowed::Endpoints(candidates) => {
+            choose_and_carry(env, work, &found, &candidates, side, masked)
+        }
         Allowed::Refuse => refuse(env, work, found.service, DropReason::NoEndpoints),
         Allowed::Drop => {
             let subject = Subject::packet(found.service);
@@ -110,6 +113,7 @@ fn refuse<F: ReadHeader, E: Env<F>>(
     Verdict::Answer
 }
 
+/// `masked`: the endpoint is to see an address of the node, even where its replies would find the client.
 #[inline(always)]
 fn choose_and_carry<F: ReadHeader, E: Env<F>>(
     env: &mut E,
@@ -117,6 +121,7 @@ fn choose_and_carry<F: ReadHeader, E: Env<F>>(
     found: &Found,
     candidates: &Candidates,
     side: Side,
+    masked: bool,
 ) -> Verdict {
     let Work { packet, entry, other, key, device, opened, .. } = work;
     let Some(chosen) = choose::<F, E>(env, packet, found, candidates) else {
@@ -130,10 +135,10 @@ fn choose_and_carry<F: ReadHeader, E: Env<F>>(
         Client::Outside if side == Side::Egress => {
             path_from_node(env, packet, &chosen, &mut key.destination, device)
         }
-        Client::Outside => path_from_outside(env, packet, &chosen, &mut key.destination, device),
-        Client::OnNode if chosen.address == packet.tuple.source => {
-            hairpin(env, packet, &chosen, &mut key.destination, device)
+        Client::Outside | Client::OnNode if masked || chosen.address == packet.tuple.source => {
+            path_as_node(env, packet, &chosen, &mut key.destination, device)
         }
+        Client::Outside => path_from_outside(env, packet, &chosen, &mut key.destination, device),
         // The stack knows the way, for replies too: they pass it on their way to the pod.
         Client::OnNode => Path::Local,
     };
@@ -249,10 +254,12 @@ fn path_from_node<F: ReadHeader, E: Env<F>>(
     if *source == F::Addr::default() { Path::NoSource } else { Path::Remote }
 }
 
-/// A pod that reaches itself: its kernel refuses packets from an address of its own, so they come from
-/// the node's, and go straight back to it. The stack would look at where they come from.
+/// Under an address of the node, straight to the endpoint's device: the stack would look at where packets
+/// with such a source come from. So a pod reaches itself, whose kernel refuses packets from an address of its
+/// own; and everybody everybody, if the operator wants that. What the stack of this node keeps for itself has
+/// the client's, as masquerading (in POSTROUTING) leaves it alone.
 #[inline(always)]
-fn hairpin<F: ReadHeader, E: Env<F>>(
+fn path_as_node<F: ReadHeader, E: Env<F>>(
     env: &mut E,
     packet: &Packet<F>,
     chosen: &Chosen<F>,
@@ -261,10 +268,16 @@ fn hairpin<F: ReadHeader, E: Env<F>>(
 ) -> Path {
     *device = match route_to(env, packet, chosen) {
         Route::Via { device } | Route::TooBig { device, .. } => device,
+        Route::Stack => return Path::Local,
         Route::Elsewhere => return Path::Elsewhere,
-        Route::Stack | Route::None => return Path::NoRoute,
+        Route::None => return Path::NoRoute,
     };
-    *source = env.own_address();
+    *source = match env.device(*device) {
+        Some(external) => source_address::<F>(external),
+        // Behind a device that isn't external: a pod's. Unless the API says otherwise.
+        None if chosen.flags & BackendFlags::REMOTE != 0 => return Path::NoSource,
+        None => env.own_address(),
+    };
     if *source == F::Addr::default() { Path::NoSource } else { Path::Remote }
 }
 

@@ -66,6 +66,15 @@ pub fn allowed(record: &ServiceRecord, found: &Found, client: Client) -> Allowed
     }
 }
 
+/// Whether the endpoint may see an address of the node for the client's, if the operator wants that for all
+/// traffic: what kube-proxy masquerades with `masqueradeAll` (pkg/proxy/nftables/proxier.go, the chains of
+/// external traffic and of the ClusterIP).
+#[inline(always)]
+#[must_use]
+pub fn may_be_masqueraded(record: &ServiceRecord, found: &Found) -> bool {
+    found.kind == FrontendKind::ClusterIp || record.flags & ServiceFlags::EXTERNAL_LOCAL == 0
+}
+
 /// Whether the call of a socket of this node that was dropped in silence still would be. `sources`: the
 /// set of source ranges that the client wasn't in; nothing else drops what is for a load balancer's address.
 pub fn still_silent(record: &ServiceRecord, found: &Found, sources: SourceSet) -> bool {

@@ -121,6 +121,8 @@ pub struct Node<F: Family> {
     pub input: u32,
     /// Whether the hooks on pods' devices serve all protocols, or SCTP alone.
     pub pod_packets: bool,
+    /// Whether endpoints see an address of the node for nearly every client.
+    pub masquerades_all: bool,
     /// IP payload per segment when a frame holds merged segments; 0 for plain frames.
     pub segment: u32,
 }
@@ -164,6 +166,7 @@ impl<F: AnswerFormat> Node<F> {
             snat_ports: (20_000, 29_999),
             input: 2,
             pod_packets: true,
+            masquerades_all: false,
             segment: 0,
         }
     }
@@ -405,6 +408,10 @@ impl<F: Family, H: Hook, const LEAVES: bool, const SCTP: bool> Env<F>
 
     fn serves(&self, protocol: u8) -> bool {
         H::CLIENTS == Client::Outside || self.node.pod_packets || protocol == ip::SCTP
+    }
+
+    fn masquerades_all(&self) -> bool {
+        self.node.masquerades_all
     }
 
     fn flow(&mut self, key: &FlowKey<F>) -> Option<&mut Flow<F>> {

@@ -72,6 +72,7 @@ fn measure_inside(lab: &Lab, wanted: &impl Fn(Part) -> bool, report: &mut Report
         netns_cookie: 0,
         xdp: XdpMode::Off,
         pod_path: PodPath::Socket,
+        masquerade_all: false,
         traffic_counters: Switch::On,
         snat_ports: 20_000..=59_999,
         cluster_cidrs: Vec::new(),

@@ -17,6 +17,8 @@ use std::str::FromStr;
 pub struct Case {
     /// The addresses of the node that serve NodePorts.
     pub node_ports: Vec<IpAddr>,
+    /// Whether the node masquerades all.
+    pub masquerades_all: bool,
     /// What happens, in order.
     pub steps: Vec<Step>,
 }

@@ -38,6 +38,9 @@ pub enum Way {
 
 /// Something that carries what the maps say: the host build of the decisions, or the loaded programs.
 pub trait Datapath {
+    /// Whether it masquerades all from now on.
+    fn masquerade_all(&mut self, is_wanted: bool);
+
     /// The maps hold this, and no flow or socket is known. What affinity remembers stays where
     /// [`remembers`](Self::remembers) says so.
     ///
@@ -127,20 +130,20 @@ fn ask_packet(datapath: &mut impl Datapath, ask: &Ask, due: &Answer, port: u16) 
         | (Verdict::Refuse(Refusal::Reset), PacketVerdict::Reset)
         | (Verdict::Refuse(Refusal::PortUnreachable), PacketVerdict::Answer) => Ok(None),
         (Verdict::Translate(due), PacketVerdict::Deliver | PacketVerdict::Forward) => {
-            translated(datapath, &sent, due, &outcome, ways).map(Some)
+            translated(datapath, &sent, due, &outcome, ways.1).map(Some)
         }
         (_, did) => bail!("the datapath says {did:?}"),
     }
 }
 
 /// The packet and an answer to it, against what etherparse writes. What is delivered comes in one way and
-/// its answer goes out the other; what is forwarded comes back the way it came.
+/// its answer goes out the other; what is forwarded comes back in from where the endpoint is.
 fn translated(
     datapath: &mut impl Datapath,
     sent: &Segment,
     due: &Translation,
     outcome: &Outcome,
-    (comes_in, goes_out): (Way, Way),
+    goes_out: Way,
 ) -> Result<SocketAddr> {
     let (seen, backend) = ends(&outcome.bytes, sent.source.is_ipv4())?;
     let due_source = due.backends.get(&backend).with_context(|| format!("went to {backend}"))?;
@@ -159,7 +162,12 @@ fn translated(
     let arrives = sent.between(seen, backend, hop_limit);
     ensure!(outcome.bytes == arrives.frame(), "other bytes arrive at {backend}");
     let reply = Segment { hop_limit: 64, ..arrives.reply(SYN | ACK) };
-    let way = if *due_source == Source::Client { goes_out } else { comes_in };
+    let is_here = scenery::PODS.iter().any(|pod| scenery::beside(*pod, seen.ip()) == backend.ip());
+    let way = match due_source {
+        Source::Client => goes_out,
+        Source::Node if is_here => Way::FromPod,
+        Source::Node => Way::In,
+    };
     let back = datapath.packet(way, &reply.frame())?;
     let due_back = reply.between(due.shown, sent.source, hop_limit);
     ensure!(back.verdict == verdict, "the answer of {backend}: {:?}", back.verdict);

@@ -34,7 +34,8 @@ pub fn case() -> impl Strategy<Value = Case> {
         3 => select(&SLICES[..]).prop_flat_map(|usual| slice(usual).boxed()).prop_map(Later::Step),
         1 => change().prop_map(Later::Step),
     ];
-    (node_ports, start, vec(later, 4..20)).prop_map(|(node_ports, start, later)| {
+    let drawn = (node_ports, prop::bool::weighted(0.25), start, vec(later, 4..20));
+    drawn.prop_map(|(node_ports, masquerades_all, start, later)| {
         let mut steps = start;
         for one in later {
             let step = match one {
@@ -48,7 +49,7 @@ pub fn case() -> impl Strategy<Value = Case> {
             };
             steps.push(step);
         }
-        Case { node_ports, steps }
+        Case { node_ports, masquerades_all, steps }
     })
 }
 

@@ -72,6 +72,11 @@ fn run<F: AnswerFormat>(world: &mut World, node: &mut Node<F>, way: Way, frame: 
 }
 
 impl Datapath for Host {
+    fn masquerade_all(&mut self, is_wanted: bool) {
+        self.node4.masquerades_all = is_wanted;
+        self.node6.masquerades_all = is_wanted;
+    }
+
     fn load(&mut self, world: &World) -> Result<()> {
         self.change(world.clone());
         self.node4.flows.clear();

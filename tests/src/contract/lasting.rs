@@ -31,6 +31,7 @@ struct Flow {
 pub fn play(case: &Case) -> Result<u32> {
     let (mut known, mut product) = (Known::new(case), Product::new(case)?);
     let mut host = Host::default();
+    host.masquerade_all(case.masquerades_all);
     let mut flows: Vec<Flow> = Vec::new();
     let mut lost = 0;
     for (number, step) in (1..).zip(&case.steps) {

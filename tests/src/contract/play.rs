@@ -68,6 +68,7 @@ impl Known {
 pub fn play(case: &Case, datapath: &mut impl Datapath) -> Result<()> {
     let mut known = Known::new(case);
     let mut product = Product::new(case)?;
+    datapath.masquerade_all(case.masquerades_all);
     datapath.set_memory(false)?;
     datapath.set_memory(true)?;
     datapath.set_time(0);

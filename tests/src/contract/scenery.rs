@@ -53,6 +53,7 @@ pub fn here(case: &Case) -> Here {
         name: NODE.to_owned(),
         addresses: own.map(|address| (address, case.node_ports.contains(&address))).collect(),
         pods: PODS.into_iter().flat_map(both).collect(),
+        masquerades_all: case.masquerades_all,
     }
 }
 

@@ -47,8 +47,7 @@ impl<F: AnswerFormat> Bench<F> {
     pub fn new() -> Result<Self> {
         let model = scene::node::<F>();
         network::populate(&model)?;
-        let programs = Hook::ALL.map(Hook::program);
-        Self::load(model, &[&programs[..], &SCTP_PROGRAMS, &["own_egress"]].concat(), FLOWS)
+        Self::load(model, &every_program(), FLOWS)
     }
 
     /// A second bench in the same network, for tc ingress alone and with this range of SNAT ports.
@@ -70,9 +69,19 @@ impl<F: AnswerFormat> Bench<F> {
         Self::load(scene::node::<F>(), &["tc_ingress"], entries)
     }
 
+    /// A second bench in the same network, whose programs masquerade all.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program or a map.
+    pub fn masquerading() -> Result<Self> {
+        let model = Node { masquerades_all: true, ..scene::node::<F>() };
+        Self::load(model, &every_program(), FLOWS)
+    }
+
     fn load(model: Node<F>, programs: &[&str], flows: u32) -> Result<Self> {
         let (snat_port_min, snat_port_max) = model.snat_ports;
-        let flags = ConfigFlags::POD_PACKETS | ConfigFlags::TRAFFIC;
+        let masks = if model.masquerades_all { ConfigFlags::MASQUERADE_ALL } else { 0 };
+        let flags = ConfigFlags::POD_PACKETS | ConfigFlags::TRAFFIC | masks;
         let config = Config { host_netns_cookie: HOST, snat_port_min, snat_port_max, flags };
         let mut programs = Programs::load(&config, flows, |name| programs.contains(&name))?;
         programs.fill(&model.world)?;
@@ -96,7 +105,8 @@ impl<F: AnswerFormat> Bench<F> {
         {
             self.programs.fill(&model.world)?;
         }
-        self.model = Node { snat_ports: self.model.snat_ports, ..model };
+        let Node { snat_ports, masquerades_all, .. } = self.model;
+        self.model = Node { snat_ports, masquerades_all, ..model };
         Ok(())
     }
 
@@ -235,6 +245,10 @@ impl<F: AnswerFormat> Bench<F> {
     pub fn open_unseen(&mut self, frame: &[u8]) -> Result<SocketAddr> {
         opened::<F>(&self.programs.run(Hook::Ingress, device::UPLINK, 0, frame)?)
     }
+}
+
+fn every_program() -> Vec<&'static str> {
+    [&Hook::ALL.map(Hook::program)[..], &SCTP_PROGRAMS, &["own_egress"]].concat()
 }
 
 /// The source of a forwarded frame.

@@ -22,7 +22,11 @@ pub(super) fn table<F: AnswerFormat>() -> Vec<Case<F>> {
 }
 
 fn random_clusters<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
-    random(cases(CASES), |case| play(case, &mut Loaded { bench }))
+    let mut masquerading = Bench::masquerading()?;
+    random(cases(CASES), |case| {
+        let bench = if case.masquerades_all { &mut masquerading } else { &mut *bench };
+        play(case, &mut Loaded { bench })
+    })
 }
 
 /// The programs, and beside them the model of `lb_common`, which must do the same.
@@ -31,6 +35,9 @@ struct Loaded<'a, F: AnswerFormat> {
 }
 
 impl<F: AnswerFormat> Datapath for Loaded<'_, F> {
+    /// What the programs were loaded with.
+    fn masquerade_all(&mut self, _is_wanted: bool) {}
+
     fn load(&mut self, world: &World) -> Result<()> {
         self.bench.programs.forget()?;
         self.bench.programs.fill(world)?;

@@ -161,6 +161,9 @@ impl Loaded<'_> {
 }
 
 impl Datapath for Loaded<'_> {
+    /// No socket's source is changed.
+    fn masquerade_all(&mut self, _is_wanted: bool) {}
+
     fn load(&mut self, world: &World) -> Result<()> {
         let mut world = world.clone();
         for (model, real) in [(HOST, netns_cookie()?), (POD, self.pod.cookie)] {

@@ -80,6 +80,7 @@ fn setup() -> Result<Setup> {
         netns_cookie: netns_cookie().context("read the cookie of the network namespace")?,
         xdp: XdpMode::Generic,
         pod_path: PodPath::Socket,
+        masquerade_all: false,
         traffic_counters: Switch::On,
         snat_ports: 1_024..=29_999,
         cluster_cidrs: Vec::new(),

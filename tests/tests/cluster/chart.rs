@@ -33,7 +33,8 @@ fn values_become_the_agents_flags() -> Result<()> {
     let given = [
         "apiServer.addresses={https://10.0.0.10:6443,https://[fd00::1]:6443/prefix}",
         "devices={eth0,bond*}",
-        "podPath=both",
+        "podPath=packet",
+        "masqueradeAll=true",
         "podDevices={veth*,lxc1}",
         "nodePortAddresses={10.0.0.0/8,fd00::/8}",
         "clusterCIDRs={10.244.0.0/16}",
@@ -56,7 +57,8 @@ fn values_become_the_agents_flags() -> Result<()> {
     for flag in [
         "--master=https://10.0.0.10:6443,https://[fd00::1]:6443/prefix",
         "--devices=eth0,bond*",
-        "--pod-path=both",
+        "--pod-path=packet",
+        "--masquerade-all",
         "--pod-devices=veth*,lxc1",
         "--nodeport-addresses=10.0.0.0/8,fd00::/8",
         "--cluster-cidr=10.244.0.0/16",
@@ -125,6 +127,8 @@ fn nonsense_is_refused_with_the_values_name() -> Result<()> {
         ("nodePortAddresses={primary,10.0.0.0/8}", "nodePortAddresses"),
         ("clusterCIDRs={10.244.0.0}", "clusterCIDRs"),
         ("podPath=pods", "podPath"),
+        ("masqueradeAll=true", "podPath=packet"),
+        ("masqueradeAll=some", "masqueradeAll"),
         ("podDevices={veth/1}", "podDevices"),
         ("xdp=maybe", "xdp"),
         ("tables.flows=many", "flows"),

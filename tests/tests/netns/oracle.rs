@@ -2,10 +2,11 @@
 //! packets.
 //!
 //! kube-proxy's half is its unit test `TestInternalExternalMasquerade`
-//! (pkg/proxy/nftables/proxier_test.go), with a detector of local pods and without `masqueradeAll`. Every
+//! (pkg/proxy/nftables/proxier_test.go), with a detector of local pods. Every
 //! Service has an endpoint on the node that serves the client ("here") and one on another. Who is reached
 //! is always the same as with kube-proxy; a source address that kube-proxy replaces is kept where
-//! that is possible, and the table says why it is.
+//! that is possible, and the table says why it is. With `--masquerade-all` all is as with kube-proxy's
+//! `masqueradeAll`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -110,6 +111,17 @@ const TABLE: [Row; 9] = {
     ]
 };
 
+impl Row {
+    /// As kube-proxy's `masqueradeAll` has it: what pods send to a ClusterIP is masqueraded, too.
+    fn masqueraded(&self, policy: Policy) -> Cell {
+        let cell = self.kube_proxy[policy as usize];
+        match (self.client, self.to) {
+            (Client::Pod, Destination::ClusterIp) => cell.map(|reached| reached.and(N)),
+            _ => cell,
+        }
+    }
+}
+
 /// The node that serves a request, its number in pod ranges, the backend on it and the one elsewhere.
 struct Place {
     node: &'static str,
@@ -154,8 +166,12 @@ fn expected(
     place: &Place,
     family: Family,
 ) -> BTreeMap<String, IpAddr> {
-    let on_the_way =
-        [pod_range(place.number, 1).unwrap().of(family), stage.address(place.node, family)];
+    let own = stage.address(place.node, family);
+    // What is masqueraded for a backend here has the address that stands for the node; its own processes
+    // take that of the device.
+    let here =
+        if from == place.node { pod_range(place.number, 1).unwrap().of(family) } else { own };
+    let on_the_way = [here, own];
     let sources = cell.into_iter().zip(place.backends).zip(on_the_way);
     sources
         .filter_map(|((source, backend), node)| {
@@ -168,15 +184,28 @@ fn expected(
         .collect()
 }
 
+/// What the agents do to sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sources {
+    Kept,
+    /// `--masquerade-all`.
+    Masqueraded,
+}
+
 /// Asks from everywhere, every destination, and compares with one column of the table.
-fn holds(policy: Policy, pods: Pods) {
+fn holds(policy: Policy, pods: Pods, sources: Sources) {
     let mut service = Service::new(1, &["pod-a1", "pod-b1"]);
     match policy {
         Policy::Cluster => {}
         Policy::ExternalLocal => service.external_local = true,
         Policy::InternalLocal => service.internal_local = true,
     }
-    let stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
+    let stage = Stage::with(&Options::default(), std::slice::from_ref(&service), |agent| {
+        pods.tell(agent);
+        if sources == Sources::Masqueraded {
+            agent.arguments.push("--masquerade-all".to_owned());
+        }
+    });
     let mut wrong = Vec::new();
     for row in &TABLE {
         for place in [NODE_A, NODE_B] {
@@ -185,8 +214,12 @@ fn holds(policy: Policy, pods: Pods) {
                 Client::Node => place.node.to_owned(),
                 Client::Outside => "client".to_owned(),
             };
+            let cell = match sources {
+                Sources::Kept => row.ours[policy as usize],
+                Sources::Masqueraded => row.masqueraded(policy),
+            };
             for (family, transport) in each() {
-                let expected = expected(&stage, row.ours[policy as usize], &from, &place, family);
+                let expected = expected(&stage, cell, &from, &place, family);
                 for (to, port) in targets(&stage, &service, row, &place, family) {
                     let request = Request::new(transport, to, port);
                     let seen = ask(&stage, &from, &request);
@@ -241,13 +274,28 @@ for_both! {
 }
 
 fn flows_of_policy_cluster_are_those_of_kube_proxy_with_sources_kept(pods: Pods) {
-    holds(Policy::Cluster, pods);
+    holds(Policy::Cluster, pods, Sources::Kept);
 }
 
 fn flows_of_external_policy_local_are_those_of_kube_proxy_with_sources_kept(pods: Pods) {
-    holds(Policy::ExternalLocal, pods);
+    holds(Policy::ExternalLocal, pods, Sources::Kept);
 }
 
 fn flows_of_internal_policy_local_are_those_of_kube_proxy_with_sources_kept(pods: Pods) {
-    holds(Policy::InternalLocal, pods);
+    holds(Policy::InternalLocal, pods, Sources::Kept);
+}
+
+#[test]
+fn with_all_masqueraded_flows_of_policy_cluster_are_those_of_kube_proxy() {
+    holds(Policy::Cluster, Pods::ByPacket, Sources::Masqueraded);
+}
+
+#[test]
+fn with_all_masqueraded_flows_of_external_policy_local_are_those_of_kube_proxy() {
+    holds(Policy::ExternalLocal, Pods::ByPacket, Sources::Masqueraded);
+}
+
+#[test]
+fn with_all_masqueraded_flows_of_internal_policy_local_are_those_of_kube_proxy() {
+    holds(Policy::InternalLocal, Pods::ByPacket, Sources::Masqueraded);
 }
