@@ -249,6 +249,8 @@ pub trait Env<F: Family>: Frame + Waiting {
     fn own_address(&self) -> F::Addr;
     /// Asks the routing table.
     fn route(&mut self, query: &RouteQuery<F>) -> Route;
+    /// Whether this packet comes from a socket of this machine, the node's or a pod's.
+    fn has_socket(&self) -> bool;
     /// Whether a socket of this node already receives packets with the tuple `reply`.
     fn host_socket(&self, reply: &FlowKey<F>) -> bool;
     /// First and last port for SNAT, host byte order.

@@ -239,6 +239,8 @@ pub trait PacketContext: EbpfContext {
     ) -> bool;
     /// Judges a route answer: can this hook send there?
     fn route(&self, answer: Answer) -> Route;
+    /// As [`Env::has_socket`].
+    fn has_socket(&self) -> bool;
     /// As [`Env::host_socket`].
     fn host_socket<F: FamilyMaps>(&self, reply: &FlowKey<F>) -> bool;
     /// As [`Env::wire_length`].
@@ -404,6 +406,11 @@ impl<F: FamilyMaps, C: PacketContext> Env<F> for Kernel<C> {
         let context: *mut c_void = self.context.as_ptr();
         let answer = fib.lookup(context, self.context.device(), query);
         self.context.route(answer)
+    }
+
+    #[inline(always)]
+    fn has_socket(&self) -> bool {
+        self.context.has_socket()
     }
 
     #[inline(always)]

@@ -441,6 +441,12 @@ impl<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: bool> P
     }
 
     #[inline(always)]
+    fn has_socket(&self) -> bool {
+        // SAFETY: the context is valid; the pointer isn't followed.
+        unsafe { !core::ptr::read_volatile(&raw const (*self.0).__bindgen_anon_2.sk).is_null() }
+    }
+
+    #[inline(always)]
     fn host_socket<F: FamilyMaps>(&self, reply: &FlowKey<F>) -> bool {
         host_socket(self.as_ptr(), reply)
     }

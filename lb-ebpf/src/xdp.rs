@@ -185,6 +185,11 @@ impl PacketContext for XdpFrame {
     }
 
     #[inline(always)]
+    fn has_socket(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn host_socket<F: FamilyMaps>(&self, reply: &FlowKey<F>) -> bool {
         tc::host_socket(self.as_ptr(), reply)
     }

@@ -326,6 +326,10 @@ impl<F: ReadHeader, T: Tables, const POD: bool, const SCTP: bool> Env<F>
         }
     }
 
+    fn has_socket(&self) -> bool {
+        false
+    }
+
     /// Sockets of the node aren't asked for: another port than the first may be chosen.
     fn host_socket(&self, _: &FlowKey<F>) -> bool {
         false

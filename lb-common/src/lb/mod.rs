@@ -103,9 +103,7 @@ pub fn egress<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verd
             if env.serves(work.packet.protocol()) && flow::find(env, work) {
                 return carry(env, work, Side::Egress, 0);
             }
-            if E::CLIENTS == Client::Outside {
-                takeover::vacate(env, work);
-            }
+            takeover::vacate(env, work);
             if opens_leaving::<F, E>() {
                 let verdict = open::new_flow(env, work, Side::Egress);
                 if verdict != Verdict::Pass {

@@ -84,15 +84,20 @@ pub fn leads<F: Family>(flow: &mut Flow<F>, now: u32) -> Option<(BackendIndex, u
     Some((flow.backend, flow.generation))
 }
 
-/// A packet leaves that belongs to no flow of ours. While the other proxy opens flows it may be its
-/// first, with a port that was ours: our flow there ends if it is over, so that the answers are left to
-/// the other proxy. Our own datagrams, which pass here too, have just renewed their flow.
+/// A packet leaves that belongs to no flow of ours, but may be the first one of somebody else's with a port
+/// that was ours: that of a socket of the node that took it later, or, while it opens flows, of the other
+/// proxy. Our flow there ends if it is over, so that the answers are left to them; before the datagrams of a
+/// socket in any case, as those would be lost to it. Our own packets, which pass here too, have just renewed
+/// their flow.
 #[inline(always)]
 pub(super) fn vacate<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) {
-    if !yields(env) {
+    let Work { packet, key, other, .. } = work;
+    let (first, last) = env.snat_ports();
+    let may_be_ours = (first..=last).contains(&packet.tuple.source_port.get());
+    let has_socket = may_be_ours && packet.has_transport && env.has_socket();
+    if !has_socket && !yields(env) || packet.is_connection() && !packet.opens() {
         return;
     }
-    let Work { packet, key, other, .. } = work;
     *key = packet.tuple.inverse();
     match env.flow(key) {
         Some(known) => other.copy_from(known),
@@ -103,9 +108,11 @@ pub(super) fn vacate<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) 
         return;
     }
     let is_over = if packet.is_connection() {
-        packet.opens() && other.flags & (FlowFlags::FIN | FlowFlags::RST) != 0
+        other.flags & (FlowFlags::FIN | FlowFlags::RST) != 0
     } else {
         env.now().wrapping_sub(other.last_seen) > RENEWAL_TICKS
+            // The socket that sends may be a pod's, whose datagram has our port.
+            || has_socket && env.host_socket(key)
     };
     if is_over {
         env.delete_flow(key);

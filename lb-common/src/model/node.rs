@@ -111,6 +111,8 @@ pub struct Node<F: Family> {
     /// The routing table; addresses without an entry are the stack's business, as `bpf_fib_lookup`
     /// makes no difference between "no route" and "local".
     pub routes: BTreeMap<Address, NextHop>,
+    /// Whether frames come from sockets of this machine.
+    pub from_sockets: bool,
     /// Tuples that sockets of the node receive.
     pub host_sockets: HashSet<FlowKey<F>>,
     /// Ports, host byte order, on which a socket of the node receives from anybody.
@@ -161,6 +163,7 @@ impl<F: AnswerFormat> Node<F> {
             parked: HashMap::new(),
             resent: Vec::new(),
             routes: BTreeMap::new(),
+            from_sockets: false,
             host_sockets: HashSet::new(),
             bound_ports: BTreeSet::new(),
             snat_ports: (20_000, 29_999),
@@ -450,6 +453,10 @@ impl<F: Family, H: Hook, const LEAVES: bool, const SCTP: bool> Env<F>
             Some(NextHop::Forbidden) => Route::None,
             None => Route::Stack,
         }
+    }
+
+    fn has_socket(&self) -> bool {
+        H::FINAL && self.node.from_sockets
     }
 
     fn host_socket(&self, reply: &FlowKey<F>) -> bool {

@@ -362,3 +362,42 @@ fn while_we_yield_silent_datagrams_leave_their_port_and_others_keep_it() {
     of::<V4>();
     of::<V6>();
 }
+
+#[test]
+fn a_socket_of_the_node_gets_the_port_of_a_flow_that_is_over_and_for_datagrams_of_any() {
+    fn of<F: AnswerFormat>() {
+        let to = external::<F>(port::REMOTE);
+        for (transport, ends, from_socket, receives, vacated) in [
+            (Transport::Tcp(SYN), Some(ACK | FIN), true, true, true),
+            (Transport::Tcp(SYN), None, true, true, false),
+            (Transport::Tcp(SYN), Some(RST), false, false, false),
+            (Transport::Udp, None, true, true, true),
+            // A pod's, with our port in place of its own.
+            (Transport::Udp, None, true, false, false),
+            (Transport::Udp, None, false, true, false),
+        ] {
+            let first = from_client::<F>(to, transport);
+            let mut node = node::<F>(0);
+            assert_eq!(node.ingress::<Tc>(&first.frame()).verdict, Verdict::Forward);
+            let own = with_our_port::<F>(&node, &first, transport);
+            let answer = own.between(own.destination, own.source, 63);
+            if let Some(flags) = ends {
+                let end = Segment { transport: Transport::Tcp(flags), ..answer.clone() };
+                assert_eq!(node.ingress::<Tc>(&end.frame()).verdict, Verdict::Forward);
+            }
+            node.from_sockets = from_socket;
+            if receives {
+                node.host_sockets.insert(key::<F>(&answer));
+            }
+            assert_eq!(node.egress::<Tc>(&own.frame()).verdict, Verdict::Pass);
+            let expected = if vacated { Verdict::Pass } else { Verdict::Forward };
+            let verdict = node.ingress::<Tc>(&answer.frame()).verdict;
+            assert_eq!(verdict, expected, "{transport:?} {ends:?} {from_socket} {receives}");
+            // Whose packet went on finds a port of its own.
+            let again = node.ingress::<Tc>(&first.frame());
+            assert_eq!(again.verdict, Verdict::Forward);
+        }
+    }
+    of::<V4>();
+    of::<V6>();
+}

@@ -79,6 +79,8 @@ impl<F: AnswerFormat> Bench<F> {
     }
 
     fn load(model: Node<F>, programs: &[&str], flows: u32) -> Result<Self> {
+        // The kernel's test run gives each a socket.
+        let model = Node { from_sockets: true, ..model };
         let (snat_port_min, snat_port_max) = model.snat_ports;
         let masks = if model.masquerades_all { ConfigFlags::MASQUERADE_ALL } else { 0 };
         let flags = ConfigFlags::POD_PACKETS | ConfigFlags::TRAFFIC | masks;
@@ -106,7 +108,7 @@ impl<F: AnswerFormat> Bench<F> {
             self.programs.fill(&model.world)?;
         }
         let Node { snat_ports, masquerades_all, .. } = self.model;
-        self.model = Node { snat_ports, masquerades_all, ..model };
+        self.model = Node { snat_ports, masquerades_all, from_sockets: true, ..model };
         Ok(())
     }
 

@@ -1,11 +1,12 @@
 //! Source ports of flows to remote backends.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use lb_lab::{Family, Options, Request, Transport};
 
-use crate::manifest::Service;
+use crate::manifest::{POD_PORT, Service};
 use crate::stage::{Stage, each, eventually};
 
 /// The smallest range that the agent accepts.
@@ -110,4 +111,37 @@ fn ports_of_flows_that_are_over_serve_new_ones() {
     }
     let text = stage.agent_says("node-a", &["status"]);
     assert!(!text.contains("snat_exhausted"), "{text}");
+}
+
+/// The port is free when the flow gets it, and a socket of the node takes it later, for the same endpoint.
+#[test]
+fn a_socket_of_the_node_on_the_port_of_a_flow_gets_its_own_answers() {
+    let service = Service::node_port(1, &["pod-b1"]);
+    let stage = with_tiny_range(std::slice::from_ref(&service));
+    for (family, transport) in each() {
+        let to = stage.address("node-a", family);
+        let name = format!("{family} {transport}");
+        let flow = Request::new(transport, to, service.node_port_number()).keep(name.clone());
+        let port = stage.answer("client", &flow).seen.port();
+        let direct = Request::new(transport, stage.address("pod-b1", family), POD_PORT)
+            .from_port(port)
+            .patience(Duration::from_millis(500));
+        match transport {
+            Transport::Udp => {
+                let direct = direct.keep(name);
+                let answer = stage.answer("node-a", &direct);
+                assert_eq!(answer.seen, SocketAddr::new(to, port), "{family}");
+                let again = stage.answer("client", &flow).seen;
+                assert_ne!(again.port(), port, "{family}: both have one port");
+                assert_eq!(stage.answer("node-a", &direct).seen.port(), port, "{family}");
+            }
+            // A connection that goes on has the older right.
+            Transport::Tcp => {
+                stage.failure("node-a", &direct);
+                assert_eq!(stage.answer("client", &flow).seen.port(), port, "{family}");
+                stage.lab().peer("client").unwrap().forget(&name).unwrap();
+                eventually("the flow is over", || stage.ask("node-a", &direct).is_ok());
+            }
+        }
+    }
 }
