@@ -17,6 +17,13 @@ fn packet(options: &Options, services: &[Service]) -> Stage {
     Stage::serving(Pods::ByPacket, options, services)
 }
 
+fn masquerading(options: &Options, services: &[Service]) -> Stage {
+    Stage::with(options, services, |agent| {
+        Pods::ByPacket.tell(agent);
+        agent.arguments.push("--masquerade-all".to_owned());
+    })
+}
+
 /// Both kinds of pod devices, both kinds of ways between nodes; a strict look at sources everywhere.
 fn networks() -> [Options; 4] {
     let strict = Options { reverse_path: ReversePath::Strict, ..Options::default() };
@@ -79,13 +86,22 @@ fn a_pod_reaches_itself_through_its_service() {
 
 #[test]
 fn bulk_and_large_datagrams_pass_in_both_directions() {
+    large_packets_pass(packet);
+}
+
+#[test]
+fn with_all_masqueraded_bulk_and_large_datagrams_pass_in_both_directions() {
+    large_packets_pass(masquerading);
+}
+
+fn large_packets_pass(up: fn(&Options, &[Service]) -> Stage) {
     for options in networks() {
         let services = [
             Service::new(1, &["pod-a2"]),
             Service::node_port(2, &["pod-b1"]),
             Service::node_port(3, &["pod-a1"]),
         ];
-        let stage = packet(&options, &services);
+        let stage = up(&options, &services);
         for service in &services {
             for family in Family::BOTH {
                 let to = service.cluster_ip().of(family);
@@ -106,11 +122,21 @@ fn bulk_and_large_datagrams_pass_in_both_directions() {
 /// The router is node-a itself, behind the hook that translated the packet.
 #[test]
 fn a_pod_is_told_the_path_mtu_of_a_services_address() {
+    told_the_path_mtu(packet, "mtu 1300");
+}
+
+/// The router is the hook, to which the kernel tells the MTU of a route only if it is locked.
+#[test]
+fn with_all_masqueraded_a_pod_is_told_the_path_mtu_of_a_services_address() {
+    told_the_path_mtu(masquerading, "mtu lock 1300");
+}
+
+fn told_the_path_mtu(up: fn(&Options, &[Service]) -> Stage, mtu: &str) {
     let service = Service::new(1, &["pod-b1"]);
-    let stage = packet(&Options::default(), std::slice::from_ref(&service));
+    let stage = up(&Options::default(), std::slice::from_ref(&service));
     for family in Family::BOTH {
         let (backend, via) = (stage.address("pod-b1", family), stage.address("node-b", family));
-        stage.lab().ip("node-a", &format!("route add {backend} via {via} mtu 1300")).unwrap();
+        stage.lab().ip("node-a", &format!("route add {backend} via {via} {mtu}")).unwrap();
         let to = service.cluster_ip().of(family);
         let upload = Request::tcp(to, PORT).patience(Duration::from_secs(10)).payloads(BULK, 0);
         assert_eq!(stage.answer("pod-a1", &upload).server, "pod-b1", "{family}");
