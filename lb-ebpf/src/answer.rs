@@ -52,6 +52,9 @@ fn send<const IP_OFFSET: u32>(packet: &Frame<IP_OFFSET>, towards: u64) -> i32 {
     if packet.device() == LOOPBACK {
         return TC_ACT_UNSPEC;
     }
+    if IP_OFFSET == 0 && towards == tc::OUTWARDS {
+        return tc::redirect_by_route(packet, packet.device());
+    }
     // SAFETY: plain numbers.
     unsafe { bpf_redirect(packet.device(), towards) as i32 }
 }

@@ -16,7 +16,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use bytemuck::{Pod, Zeroable};
-use lb_common::abi::{EventHook, FlowKey, ServiceIndex};
+use lb_common::abi::{DeviceFlags, EventHook, FlowKey, ServiceIndex};
 use lb_common::bytes::Be16;
 use lb_common::env::{Balance, ChangeOf, ChecksumRule, Route};
 use lb_common::family::{Family, V4, V6};
@@ -272,11 +272,7 @@ fn raise<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: boo
         if skb.device() == LOOPBACK {
             return TC_ACT_UNSPEC;
         }
-        if !link_header(skb) {
-            return TC_ACT_SHOT;
-        }
-        // SAFETY: plain numbers; without a next hop the kernel looks for the route itself.
-        return unsafe { bpf_redirect_neigh(LOOPBACK, core::ptr::null_mut(), 0, 0) as i32 };
+        return redirect_by_route(skb, LOOPBACK);
     }
     let Some(fib) = maps::fib() else {
         return TC_ACT_UNSPEC;
@@ -304,6 +300,11 @@ fn redirect<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: 
     skb: &Skb<IP_OFFSET, POD, SCTP, OUT>,
     device: u32,
 ) -> i32 {
+    // SAFETY: read at once; the agent replaces values whole.
+    let known = unsafe { maps::DEVICES.get(device) };
+    if known.is_none_or(|known| known.flags & DeviceFlags::ETHERNET == 0) {
+        return redirect_by_route(skb, device);
+    }
     let Some(fib) = maps::fib() else {
         return TC_ACT_SHOT;
     };
@@ -315,6 +316,26 @@ fn redirect<const IP_OFFSET: u32, const POD: bool, const SCTP: bool, const OUT: 
     unsafe {
         bpf_redirect_neigh(device, (&raw mut hop).cast(), size_of::<NextHop>() as i32, 0) as i32
     }
+}
+
+/// Sends the packet out of a device that isn't known to have link addresses. The kernel looks for the route (once
+/// more): a tunnel to many nodes finds the one that it sends to by the packet's route, and drops what has none
+/// (`ip_tunnel_xmit`, net/ipv4/ip_tunnel.c).
+#[inline(always)]
+pub fn redirect_by_route<
+    const IP_OFFSET: u32,
+    const POD: bool,
+    const SCTP: bool,
+    const OUT: bool,
+>(
+    skb: &Skb<IP_OFFSET, POD, SCTP, OUT>,
+    device: u32,
+) -> i32 {
+    if !link_header(skb) {
+        return TC_ACT_SHOT;
+    }
+    // SAFETY: plain numbers.
+    unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
 /// Puts an empty one in front of a packet that came without: what goes to a neighbour loses it again, and the

@@ -1,6 +1,7 @@
 //! What kube-proxy's mode ipvs leaves, made by the programs that kube-proxy runs, between virtual servers,
 //! sets, chains and devices of others.
 
+use super::sys::run;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use lb_agent::takeover::{self, State, TakeoverError};
 use nix::sched::{CloneFlags, unshare};
@@ -8,7 +9,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -264,16 +264,4 @@ fn survey(iptables: &str) -> Result<String> {
 
 fn socket_address(address: &str, port: u16) -> String {
     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
-}
-
-/// Runs a command in the calling thread's network namespace; what it prints.
-fn run(command: &str) -> Result<String> {
-    let mut words = command.split_whitespace();
-    let output = Command::new(Path::new("/bin").join(words.next().unwrap_or_default()))
-        .args(words)
-        .output()
-        .with_context(|| command.to_owned())?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command}: {errors}");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

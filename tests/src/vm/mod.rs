@@ -6,8 +6,10 @@
 pub mod boot;
 mod datapath;
 mod ipvs;
+mod place;
 mod sctp;
 mod sys;
+mod tunnels;
 
 use crate::{packet, socket};
 use anyhow::{Context, Error, Result, ensure};
@@ -16,13 +18,17 @@ use std::path::Path;
 /// One thing that must hold on every kernel.
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 7] = [
+const CHECKS: [Check; 8] = [
     ("the kernel describes its types in BTF", kernel_has_btf),
     ("the cgroup2 hierarchy takes a new group", cgroup2_takes_groups),
     ("the BPF file system takes a folder for pins", bpffs_takes_folders),
     ("the loopback device is up", loopback_is_up),
     ("the datapath loads, attaches and leaves", datapath::loads_attaches_and_leaves),
     ("SCTP associations reach Services from everywhere", sctp::associations_reach_services),
+    (
+        "clients outside reach endpoints behind tunnels of every kind",
+        tunnels::endpoints_are_reached,
+    ),
     ("what kube-proxy's mode ipvs leaves is removed, and nothing else", ipvs::leftovers_go),
 ];
 

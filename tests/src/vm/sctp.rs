@@ -1,6 +1,7 @@
 //! SCTP with real sockets, which only some kernels have: associations of the node's processes, of pods and
 //! of clients outside, with checksums that devices would fill in and with those that the kernel computes.
 
+use super::place::Place;
 use super::sys;
 use crate::packet::bench::{Bench, SNAT_PORTS};
 use crate::packet::network;
@@ -10,18 +11,15 @@ use lb_common::abi::Address;
 use lb_common::family::{V4, V6};
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::model::scene::{Role, at, device, ip, port};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::sockopt::{ReceiveTimeout, ReuseAddr, SendTimeout};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect,
     listen, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::unistd::{Pid, gettid};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::mpsc;
 use std::{fs, thread};
 
 /// Seconds that any step of an association may take: several times SCTP's first retransmission.
@@ -41,44 +39,6 @@ pub fn associations_reach_services() -> Result<()> {
 fn family<F: AnswerFormat>() -> Result<()> {
     let ran = thread::scope(|scope| scope.spawn(node::<F>).join());
     ran.unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
-}
-
-/// Work for a thread.
-type Job = Box<dyn FnOnce() + Send>;
-
-/// A network namespace, and the thread in it that does as it is told. It ends with this value.
-struct Place {
-    tell: mpsc::Sender<Job>,
-    thread: Pid,
-}
-
-impl Place {
-    fn new() -> Result<Self> {
-        let (tell, told) = mpsc::channel::<Job>();
-        let (tell_thread, thread_is) = mpsc::channel();
-        thread::spawn(move || {
-            let entered = unshare(CloneFlags::CLONE_NEWNET).map(|()| gettid());
-            if tell_thread.send(entered).is_ok() {
-                told.into_iter().for_each(|job| job());
-            }
-        });
-        let thread = thread_is.recv()?.context("unshare(CLONE_NEWNET)")?;
-        Ok(Self { tell, thread })
-    }
-
-    /// Does something there and waits for it.
-    fn run<T: Send + 'static>(
-        &self,
-        what: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let (tell, told) = mpsc::channel();
-        let job = move || {
-            // Nobody listens any more after a failure elsewhere.
-            let _ = tell.send(what());
-        };
-        self.tell.send(Box::new(job)).map_err(|_| anyhow!("the thread has ended"))?;
-        told.recv()?
-    }
 }
 
 /// A client and what it asks for.

@@ -1,8 +1,11 @@
-//! Calls to the kernel that no safe wrapper of ours covers.
+//! Calls to the kernel that no safe wrapper of ours covers, and programs of the guest.
 
+use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::Command;
 
 /// Sets a network device up, as `ip link set dev NAME up` does (netdevice(7)).
 pub fn set_link_up(name: &str) -> io::Result<()> {
@@ -45,4 +48,16 @@ fn ask(what: libc::Ioctl, request: &libc::ifreq) -> io::Result<()> {
     // SAFETY: both calls read one ifreq, which lives until they return, and so does what it points to.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), what, request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Runs a command in the calling thread's network namespace; what it prints. It must succeed.
+pub fn run(command: &str) -> Result<String> {
+    let mut words = command.split_whitespace();
+    let output = Command::new(Path::new("/bin").join(words.next().unwrap_or_default()))
+        .args(words)
+        .output()
+        .with_context(|| command.to_owned())?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command}: {errors}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

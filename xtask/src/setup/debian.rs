@@ -39,7 +39,7 @@ const fn package(
 /// A package of its own since trixie; before, docker.io has it.
 const DOCKER_CLIENT: &str = "docker-cli";
 
-const PACKAGES: [Package; 16] = [
+const PACKAGES: [Package; 17] = [
     package(Purpose::Build, "cc", "gcc", "links the agent and its tools"),
     package(Purpose::Demo, "ip", "iproute2", "shows and changes the lab's networks"),
     package(Purpose::Demo, "ethtool", "ethtool", "turns checksum offload off where XDP rewrites"),
@@ -56,6 +56,7 @@ const PACKAGES: [Package; 16] = [
     ),
     package(Purpose::Test, "ipset", "ipset", "makes the sets of kube-proxy's mode ipvs"),
     package(Purpose::Test, "ipvsadm", "ipvsadm", "makes its virtual servers, on other kernels"),
+    package(Purpose::Test, "wg", "wireguard-tools", "joins nodes by WireGuard, on other kernels"),
     package(Purpose::Test, "zsh", "zsh", "loads the completion script that is made for it"),
     package(Purpose::Test, "fish", "fish", "loads the completion script that is made for it"),
     package(Purpose::E2e, "debootstrap", "debootstrap", "makes what nodes consist of"),

@@ -11,7 +11,7 @@ use std::process::Command;
 /// Depends on the newest kernel of a suite.
 const META: &str = "linux-image-cloud-amd64";
 /// What the datapath and its tests use and a kernel may have as a module.
-const WANTED: [&str; 34] = [
+const WANTED: [&str; 39] = [
     "veth",
     "bridge",
     "vxlan",
@@ -23,6 +23,12 @@ const WANTED: [&str; 34] = [
     "inet_diag",
     "tcp_diag",
     "udp_diag",
+    // What nodes are joined by.
+    "ipip",
+    "ip_gre",
+    "sit",
+    "ip6_tunnel",
+    "wireguard",
     // What kube-proxy's mode ipvs uses.
     "dummy",
     "nf_conntrack_netlink",

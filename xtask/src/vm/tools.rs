@@ -1,5 +1,5 @@
 //! Programs of this machine that tests in the guest run: what kube-proxy runs, so that what it leaves is made
-//! as it makes it.
+//! as it makes it, and what network plugins join nodes with.
 
 use crate::artifacts::libraries;
 use crate::process;
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Their names; in the guest they are in `/bin`.
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 12] = [
     "ip",
     "ipset",
     "ipvsadm",
@@ -21,6 +21,7 @@ const PROGRAMS: [&str; 11] = [
     "iptables-nft-save",
     "ip6tables-nft",
     "ip6tables-nft-save",
+    "wg",
 ];
 /// Where iptables has its matches and targets, below a folder of `/usr/lib`.
 const EXTENSIONS: &str = "xtables";
