@@ -265,7 +265,7 @@ pub struct NodeArgs {
     #[arg(long, env = "LB_NODEPORT_ADDRESSES", value_name = "CIDR", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
     /// Devices on which clients and other nodes reach this node; `eth*` names all that begin with
-    /// eth [default: those of the default routes, and overlay devices]
+    /// eth [default: all that have an address and aren't for pods or containers, and overlay devices]
     #[arg(long, env = "LB_DEVICES", value_name = "NAME", value_delimiter = ',')]
     pub devices: Vec<String>,
     /// Devices behind which pods are, for --pod-path; `veth*` names all that begin with veth

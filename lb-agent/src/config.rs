@@ -71,9 +71,9 @@ impl NodePortAddresses {
 /// Which devices packets from outside come in on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DeviceSelection {
-    /// Those of the default routes, and overlay devices.
+    /// Those that lead to networks beside the node, and overlay devices.
     #[default]
-    Routes,
+    Found,
     /// Those with these names, as far as they exist.
     Named(Vec<DevicePattern>),
 }
@@ -320,7 +320,7 @@ fn nodeport_addresses(texts: &[String]) -> Result<NodePortAddresses, ConfigError
 
 fn devices(texts: &[String]) -> Result<DeviceSelection, ConfigError> {
     let patterns = device_patterns("devices", texts)?;
-    Ok(if patterns.is_empty() { DeviceSelection::Routes } else { DeviceSelection::Named(patterns) })
+    Ok(if patterns.is_empty() { DeviceSelection::Found } else { DeviceSelection::Named(patterns) })
 }
 
 fn pod_devices(texts: &[String]) -> Result<PodDevices, ConfigError> {
@@ -498,7 +498,7 @@ mod tests {
         assert_eq!(config.source, Source::ApiServer { kubeconfig: None, addresses: Vec::new() });
         assert_eq!(config.node_name, "node-a.example");
         assert_eq!(config.nodeport_addresses, NodePortAddresses::All);
-        assert_eq!(config.devices, DeviceSelection::Routes);
+        assert_eq!(config.devices, DeviceSelection::Found);
         assert_eq!(config.bpffs, PathBuf::from("/sys/fs/bpf"));
         assert_eq!(config.xdp, XdpMode::Auto);
         assert_eq!(config.healthz, Some("0.0.0.0:10256".parse().unwrap()));

@@ -166,12 +166,21 @@ fn egress<const IP_OFFSET: u32, const POD: bool, const SCTP: bool>(skb: *mut __s
     }
 }
 
-/// Host byte order.
+/// Host byte order; 0 for a frame of a VLAN. That passes the hooks of the VLAN's own device before or after
+/// these, and would take its tag along to wherever it was sent from here.
 #[inline(always)]
 fn ether_type(skb: *mut __sk_buff) -> u16 {
+    /// `VLAN_VID_MASK` (include/linux/if_vlan.h); without a number the tag is a priority alone.
+    const NUMBER: u32 = 0x0fff;
     // SAFETY: the context is valid; its fields are read at their own width.
-    let protocol = unsafe { core::ptr::read_volatile(&raw const (*skb).protocol) };
-    Be16::from_raw(protocol as u16).get()
+    unsafe {
+        // Linux 6.1 leaves the number where the tag is gone.
+        let is_tagged = core::ptr::read_volatile(&raw const (*skb).vlan_present) != 0;
+        if is_tagged && core::ptr::read_volatile(&raw const (*skb).vlan_tci) & NUMBER != 0 {
+            return 0;
+        }
+        Be16::from_raw(core::ptr::read_volatile(&raw const (*skb).protocol) as u16).get()
+    }
 }
 
 /// One function, and one stack frame, per family.

@@ -46,6 +46,8 @@ pub struct DeviceStatus {
     pub name: String,
     /// Whether the programs expect an Ethernet header.
     pub ethernet: bool,
+    /// As [`Device::uplink`].
+    pub uplink: bool,
     /// tc.
     pub tc: TcAttachment,
     /// XDP.
@@ -142,6 +144,7 @@ impl Devices {
             let is_done = |status: &DeviceStatus| {
                 status.name == device.name
                     && status.ethernet == device.ethernet
+                    && status.uplink == device.uplink
                     && status.role == device.role
             };
             if self.attached.get(index).is_some_and(is_done) {
@@ -180,8 +183,9 @@ impl Devices {
             TcAttachment::Filters
         };
         let (xdp, xdp_refusal) = self.attach_xdp(programs, device)?;
-        let Device { role, ethernet, .. } = *device;
-        Ok(DeviceStatus { role, name: device.name.clone(), ethernet, tc, xdp, xdp_refusal })
+        let Device { role, ethernet, uplink, .. } = *device;
+        let name = device.name.clone();
+        Ok(DeviceStatus { role, name, ethernet, uplink, tc, xdp, xdp_refusal })
     }
 
     fn attach_tcx(&self, programs: &Programs, device: &Device) -> Result<(), BpfError> {
@@ -281,6 +285,8 @@ fn wanted_xdp(mode: XdpMode, device: &Device) -> WantedXdp {
         // Native XDP on veth works only with checksum offload off at every sender, and needs help
         // of the peer to send: tc is the better half there.
         XdpMode::Auto if device.kind == "veth" => WantedXdp::Off,
+        // Many drivers stop their queues for a moment to attach it: not where few packets of Services come.
+        XdpMode::Auto if !device.uplink => WantedXdp::Off,
         XdpMode::Auto => WantedXdp::Try,
         XdpMode::Native => WantedXdp::Native,
         XdpMode::Generic => WantedXdp::Generic,
@@ -323,26 +329,29 @@ mod tests {
 
     #[test]
     fn xdp_is_used_where_the_mode_the_kind_and_the_header_allow_it() {
-        let device = |kind: &str, ethernet| Device {
+        let device = |kind: &str, ethernet, uplink| Device {
             role: Role::External,
             name: "d".into(),
             index: 1,
             kind: kind.into(),
             mtu: 1500,
             ethernet,
+            uplink,
             address4: None,
             address6: None,
         };
-        for (mode, kind, ethernet, expected) in [
-            (XdpMode::Auto, "", true, WantedXdp::Try),
-            (XdpMode::Auto, "veth", true, WantedXdp::Off),
-            (XdpMode::Auto, "wireguard", false, WantedXdp::Off),
-            (XdpMode::Native, "veth", true, WantedXdp::Native),
-            (XdpMode::Native, "tun", false, WantedXdp::Off),
-            (XdpMode::Generic, "veth", true, WantedXdp::Generic),
-            (XdpMode::Off, "", true, WantedXdp::Off),
+        for (mode, kind, ethernet, uplink, expected) in [
+            (XdpMode::Auto, "", true, true, WantedXdp::Try),
+            (XdpMode::Auto, "", true, false, WantedXdp::Off),
+            (XdpMode::Auto, "veth", true, true, WantedXdp::Off),
+            (XdpMode::Auto, "wireguard", false, true, WantedXdp::Off),
+            (XdpMode::Native, "veth", true, false, WantedXdp::Native),
+            (XdpMode::Native, "tun", false, true, WantedXdp::Off),
+            (XdpMode::Generic, "veth", true, true, WantedXdp::Generic),
+            (XdpMode::Off, "", true, true, WantedXdp::Off),
         ] {
-            assert_eq!(wanted_xdp(mode, &device(kind, ethernet)), expected, "{mode:?} {kind:?}");
+            let wanted = wanted_xdp(mode, &device(kind, ethernet, uplink));
+            assert_eq!(wanted, expected, "{mode:?} {kind:?} {uplink}");
         }
     }
 }

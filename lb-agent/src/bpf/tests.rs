@@ -129,6 +129,7 @@ fn make_devices() -> BTreeMap<u32, Device> {
                 kind: kind.into(),
                 mtu: 1500,
                 ethernet,
+                uplink: true,
                 address4: None,
                 address6: None,
             };

@@ -24,6 +24,7 @@ fn device(index: u32, name: &str, kind: &str, mtu: u32) -> Device {
         kind: kind.into(),
         mtu,
         ethernet: true,
+        uplink: true,
         address4: Some([192, 0, 2, 1].into()),
         address6: None,
     }

@@ -31,6 +31,13 @@ const OVERLAY_KINDS: [&str; 14] = [
     "xfrm",
 ];
 
+/// Kinds of devices that lead to pods, containers and virtual machines of this node, or nowhere: an address on
+/// one doesn't make it external.
+const INNER_KINDS: [&str; 7] = ["bridge", "dummy", "ifb", "netkit", "openvswitch", "veth", "vrf"];
+
+/// Kinds of ports that make a bridge one to the outside; the first is hardware.
+const WIRED_KINDS: [&str; 4] = ["", "bond", "team", "vlan"];
+
 /// Kinds of devices that container runtimes put one end of into a pod.
 const PAIR_KINDS: [&str; 2] = ["veth", "netkit"];
 
@@ -52,13 +59,12 @@ pub fn node_facts(
     selection: &Selection,
     node_addresses: &[IpAddr],
 ) -> NodeFacts {
-    let view = View { observed, node_addresses };
+    let view = View { observed, node_addresses, chosen: &selection.devices };
     NodeFacts {
         addresses: view.addresses(&selection.nodeport_addresses),
-        devices: view.devices(Role::External, |link| view.is_external(link, &selection.devices)),
+        devices: view.devices(Role::External, |link| view.is_external(link)),
         pod_devices: view.devices(Role::Pod, |link| {
-            !view.is_external(link, &selection.devices)
-                && leads_to_a_pod(link, &selection.pod_devices)
+            !view.is_external(link) && leads_to_a_pod(link, &selection.pod_devices)
         }),
         own_devices: view.devices(Role::Own, |link| link.up && link.loopback),
         own: by_family(|family| view.primary(family)),
@@ -68,6 +74,7 @@ pub fn node_facts(
 struct View<'a> {
     observed: &'a Observed,
     node_addresses: &'a [IpAddr],
+    chosen: &'a DeviceSelection,
 }
 
 /// Whether packets of a pod come in through this device.
@@ -85,23 +92,39 @@ impl View<'_> {
         links.map(|link| (link.index, self.device(link, role))).collect()
     }
 
-    fn is_external(&self, link: &Link, selection: &DeviceSelection) -> bool {
-        match selection {
+    fn is_external(&self, link: &Link) -> bool {
+        match self.chosen {
             DeviceSelection::Named(patterns) => {
                 patterns.iter().any(|pattern| pattern.matches(&link.name))
             }
-            DeviceSelection::Routes => {
-                let has_default_route = self
-                    .observed
-                    .routes
-                    .iter()
-                    .any(|route| route.is_default && route.device == link.index);
+            DeviceSelection::Found => {
                 let is_overlay = OVERLAY_KINDS.contains(&link.kind.as_str());
+                let has_network = self.has_address(link) && self.leads_outside(link);
                 link.up
                     && !link.loopback
-                    && (has_default_route || (is_overlay && !self.is_port(link)))
+                    && (self.is_uplink(link) || (is_overlay || has_network) && !self.is_port(link))
             }
         }
+    }
+
+    /// A default route leads there, or the cluster knows the node by an address of it.
+    fn is_uplink(&self, link: &Link) -> bool {
+        let mut routes = self.observed.routes.iter().filter(|route| route.is_default);
+        let mut own = self.observed.addresses.iter().filter(|own| own.link == link.index);
+        routes.any(|route| route.device == link.index)
+            || own.any(|own| self.node_addresses.contains(&own.address))
+    }
+
+    fn has_address(&self, link: &Link) -> bool {
+        let mut own = self.observed.addresses.iter();
+        own.any(|own| own.link == link.index && own.global && is_routable(own.address))
+    }
+
+    /// To a network beside the node: hardware, VLANs and the like, and bridges with a port to one.
+    fn leads_outside(&self, link: &Link) -> bool {
+        let mut ports = self.observed.links.values().filter(|port| port.master == Some(link.index));
+        let mut has_wire = || ports.any(|port| WIRED_KINDS.contains(&port.kind.as_str()));
+        !INNER_KINDS.contains(&link.kind.as_str()) || link.kind == "bridge" && has_wire()
     }
 
     /// Frames of a bridge's, bond's or switch's port belong to its master, which is the device with
@@ -121,6 +144,7 @@ impl View<'_> {
             kind: link.kind.clone(),
             mtu: link.mtu,
             ethernet: link.ethernet,
+            uplink: *self.chosen != DeviceSelection::Found || self.is_uplink(link),
             address4,
             address6,
         }
@@ -324,6 +348,44 @@ mod tests {
     #[test]
     fn devices_of_default_routes_and_overlays_that_are_up_are_external() {
         assert_eq!(names(&facts(&node())), ["eth0", "flannel.1"]);
+    }
+
+    #[test]
+    fn every_network_beside_the_node_is_external_and_none_inside() {
+        let mut node = node();
+        for link in [
+            link(7, "eth1", ""),
+            link(8, "eth2", ""),
+            link(9, "eth0.5", "vlan"),
+            link(10, "tun0", "tun"),
+            link(11, "docker0", "bridge"),
+            link(12, "br-lan", "bridge"),
+            Link { master: Some(12), ..link(13, "eth3", "") },
+            link(14, "virbr0", "bridge"),
+            Link { master: Some(14), ..link(15, "vnet0", "tun") },
+            link(16, "nodelocaldns", "dummy"),
+            link(17, "veth-here", "veth"),
+        ] {
+            node.links.insert(link.index, link);
+        }
+        // eth2 has none: a port of a switch that the kernel doesn't know, or not in use.
+        for index in [7, 9, 10, 11, 12, 13, 14, 16, 17] {
+            node.addresses.push(address(index, &format!("10.0.{index}.1/24")));
+        }
+        node.addresses.push(Address { global: false, ..address(8, "fe80::8/64") });
+        let facts = node_facts(&node, &Selection::default(), &["10.0.7.1".parse().unwrap()]);
+        assert_eq!(names(&facts), ["eth0", "flannel.1", "eth1", "eth0.5", "tun0", "br-lan"]);
+        let uplinks = facts.devices.values().filter(|device| device.uplink);
+        assert_eq!(uplinks.map(|device| device.index).collect::<Vec<_>>(), [2, 7]);
+    }
+
+    #[test]
+    fn a_device_by_whose_address_the_cluster_knows_the_node_is_external_whatever_it_is() {
+        let mut node = node();
+        node.links.insert(7, link(7, "veth-node", "veth"));
+        node.addresses.push(address(7, "10.0.7.1/24"));
+        let facts = node_facts(&node, &Selection::default(), &["10.0.7.1".parse().unwrap()]);
+        assert_eq!(names(&facts), ["eth0", "flannel.1", "veth-node"]);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Device {
     pub mtu: u32,
     /// Frames start with an Ethernet header (ARPHRD_ETHER); false for tun, wireguard, ipip.
     pub ethernet: bool,
+    /// A default route leads there, the cluster knows the node by an address of it, or the operator named it.
+    pub uplink: bool,
     /// Source address for IPv4 packets that we send through it (SNAT).
     pub address4: Option<Ipv4Addr>,
     /// Source address for IPv6 packets that we send through it (SNAT); global scope.

@@ -117,6 +117,7 @@ fn begin_packets(
         kind: "veth".to_owned(),
         mtu: 1_500,
         ethernet: true,
+        uplink: true,
         address4: Some(address.v4),
         address6: Some(address.v6),
     };

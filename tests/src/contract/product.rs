@@ -130,6 +130,7 @@ fn facts(case: &Case) -> NodeFacts {
         kind: String::new(),
         mtu,
         ethernet: true,
+        uplink: true,
         address4,
         address6,
     };

@@ -35,6 +35,7 @@ pub fn loads_attaches_and_leaves() -> Result<()> {
         kind: String::new(),
         mtu: 65_536,
         ethernet: true,
+        uplink: true,
         address4: None,
         address6: None,
     };

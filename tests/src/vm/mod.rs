@@ -6,10 +6,10 @@
 pub mod boot;
 mod datapath;
 mod ipvs;
+mod networks;
 mod place;
 mod sctp;
 mod sys;
-mod tunnels;
 
 use crate::{packet, socket};
 use anyhow::{Context, Error, Result, ensure};
@@ -26,8 +26,8 @@ const CHECKS: [Check; 8] = [
     ("the datapath loads, attaches and leaves", datapath::loads_attaches_and_leaves),
     ("SCTP associations reach Services from everywhere", sctp::associations_reach_services),
     (
-        "clients outside reach endpoints behind tunnels of every kind",
-        tunnels::endpoints_are_reached,
+        "Services are reached through tunnels of every kind and from a VLAN",
+        networks::services_are_reached,
     ),
     ("what kube-proxy's mode ipvs leaves is removed, and nothing else", ipvs::leftovers_go),
 ];

@@ -11,7 +11,7 @@ use std::process::Command;
 /// Depends on the newest kernel of a suite.
 const META: &str = "linux-image-cloud-amd64";
 /// What the datapath and its tests use and a kernel may have as a module.
-const WANTED: [&str; 39] = [
+const WANTED: [&str; 40] = [
     "veth",
     "bridge",
     "vxlan",
@@ -29,6 +29,7 @@ const WANTED: [&str; 39] = [
     "sit",
     "ip6_tunnel",
     "wireguard",
+    "8021q",
     // What kube-proxy's mode ipvs uses.
     "dummy",
     "nf_conntrack_netlink",

@@ -1,5 +1,5 @@
-//! Endpoints on a node that the real kinds of tunnels lead to, whose packets have no link header: what network
-//! plugins join nodes with, and what not every kernel has.
+//! Networks that not every kernel has: endpoints on a node that the real kinds of tunnels lead to, whose packets
+//! have no link header, as network plugins join nodes; and clients of a VLAN.
 
 use super::place::Place;
 use super::sys::run;
@@ -9,6 +9,7 @@ use crate::packet::programs::Programs;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::programs::{SchedClassifier, TcAttachType, tc};
 use lb_agent::node::classify::{Selection, node_facts};
+use lb_agent::node::facts::{Device, NodeFacts};
 use lb_agent::node::observe::Observer;
 use lb_agent::tables::encode;
 use lb_common::abi::{Config, ConfigFlags};
@@ -16,6 +17,7 @@ use lb_common::family::{V4, V6};
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::model::scene::{self, Role, at, device, ip, port};
 use lb_common::model::sockets::HOST;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -72,7 +74,7 @@ const ENDS_V4: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
 const ENDS_V6: [&str; 2] = ["fd99::1", "fd99::2"];
 const WIREGUARD_PORT: &str = "51820";
 
-pub fn endpoints_are_reached() -> Result<()> {
+pub fn services_are_reached() -> Result<()> {
     let ran = thread::scope(|scope| scope.spawn(node).join());
     ran.unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
 }
@@ -122,7 +124,8 @@ fn node() -> Result<()> {
         through(kind, &mut programs, &places)
             .with_context(|| format!("{}; DROPS {:?}", kind.name, programs.drops()))?;
     }
-    Ok(())
+    from_vlan(&mut programs, &places)
+        .with_context(|| format!("from a VLAN; DROPS {:?}", programs.drops()))
 }
 
 fn through(kind: &Kind, programs: &mut Programs, places: &[Place; 2]) -> Result<()> {
@@ -132,10 +135,10 @@ fn through(kind: &Kind, programs: &mut Programs, places: &[Place; 2]) -> Result<
     places[1].run(move || up(&told, 1, keys_there.as_ref()))?;
     attach(programs, TUNNEL, ["tc_ingress_l3", "tc_egress_l3"])?;
     if kind.carries_v4 {
-        family::<V4>(programs, places).context("IPv4")?;
+        through_family::<V4>(programs, places).context("IPv4")?;
     }
     if kind.carries_v6 {
-        family::<V6>(programs, places).context("IPv6")?;
+        through_family::<V6>(programs, places).context("IPv6")?;
     }
     // The links went with it.
     run(&format!("ip link del {TUNNEL}"))?;
@@ -214,39 +217,103 @@ fn attach(programs: &mut Programs, name: &str, sides: [&str; 2]) -> Result<()> {
     Ok(())
 }
 
-/// The agent finds the device by itself, and the client outside an endpoint behind it.
-fn family<F: AnswerFormat>(programs: &mut Programs, places: &[Place; 2]) -> Result<()> {
+/// The client outside gets its answers, and the other node's pod is told that nobody listens.
+fn through_family<F: AnswerFormat>(programs: &mut Programs, places: &[Place; 2]) -> Result<()> {
+    let found = serve::<F>(programs, &[])?;
+    let tunnel = found.values().find(|device| device.name == TUNNEL);
+    let tunnel = tunnel.context("the device isn't taken for an overlay")?;
+    ensure!(!tunnel.ethernet, "the device has a link header");
+    answered::<F>(places, ip::<F>(Role::Overlay))?;
+    let empty = at::<F>(Role::Node, port::node_port(port::EMPTY));
+    places[1].run(move || refused(empty).context("a pod of the other node"))
+}
+
+/// The name of the VLAN's device, at both ends.
+const VLAN: &str = "vlan5";
+
+/// The client is in a VLAN of the uplink's wire, the endpoint behind another device, without a tunnel. Frames of
+/// the VLAN pass the hooks of the wire's own device first.
+fn from_vlan(programs: &mut Programs, places: &[Place; 2]) -> Result<()> {
+    let (wire, wire_there) = network::names(device::UPLINK);
+    let (underlay, _) = network::names(device::OVERLAY);
+    let up = |wire: &str| {
+        run(&format!("ip link add link {wire} name {VLAN} type vlan id 5"))?;
+        run(&format!("ip link set {VLAN} up"))
+    };
+    up(&wire)?;
+    let gateways = ["10.5.0.1", "fd05::1"];
+    for (own, length) in gateways.into_iter().zip([24, 64]) {
+        run(&format!("ip addr add {own}/{length} dev {VLAN} nodad"))?;
+    }
+    places[0].run(move || up(&wire_there))?;
+    for (gateway, node, client) in [
+        (gateways[0], ip::<V4>(Role::Node), ip::<V4>(Role::OtherClient)),
+        (gateways[1], ip::<V6>(Role::Node), ip::<V6>(Role::OtherClient)),
+    ] {
+        run(&format!("ip route add {client} dev {VLAN}"))?;
+        places[0].run(move || {
+            run(&format!("ip addr add {client} dev {VLAN} nodad"))?;
+            run(&format!("ip route replace {node} via {gateway} dev {VLAN} src {client} onlink"))
+        })?;
+    }
+    for ([own, other], pod) in
+        [(ENDS_V4, ip::<V4>(Role::RemotePod)), (ENDS_V6, ip::<V6>(Role::RemotePod))]
+    {
+        run(&format!("ip route replace {pod} via {other} dev {underlay}"))?;
+        let node = if pod.is_ipv4() { ip::<V4>(Role::Node) } else { ip::<V6>(Role::Node) };
+        places[1].run(move || run(&format!("ip route replace {node} via {own}")))?;
+    }
+    attach(programs, &underlay, ["tc_ingress", "tc_egress"])?;
+    attach(programs, VLAN, ["tc_ingress", "tc_egress"])?;
+    let own: Vec<IpAddr> =
+        [ENDS_V4[0], ENDS_V6[0]].iter().filter_map(|own| own.parse().ok()).collect();
+    let [own_v4, own_v6] = own[..] else { bail!("no addresses") };
+    let found = serve::<V4>(programs, &own)?;
+    ensure!(found.values().any(|device| device.name == VLAN), "the VLAN isn't external");
+    answered::<V4>(places, own_v4).context("IPv4")?;
+    serve::<V6>(programs, &own)?;
+    answered::<V6>(places, own_v6).context("IPv6")
+}
+
+/// Has the programs serve the scene, with the devices that the agent finds by itself.
+fn serve<F: AnswerFormat>(
+    programs: &mut Programs,
+    node_addresses: &[IpAddr],
+) -> Result<BTreeMap<u32, Device>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let observed = runtime.block_on(async {
         let (_, observed) = Observer::start().await?;
         anyhow::Ok(observed.borrow().clone())
     })?;
-    let facts = node_facts(&observed, &Selection::default(), &[]);
-    let tunnel = facts.devices.values().find(|device| device.name == TUNNEL);
-    let tunnel = tunnel.context("the device isn't taken for an overlay")?;
-    ensure!(!tunnel.ethernet, "the device has a link header");
+    let NodeFacts { devices, .. } = node_facts(&observed, &Selection::default(), node_addresses);
     let mut world = scene::world::<F>();
     world.devices.remove(&device::OVERLAY);
-    world.devices.insert(tunnel.index, encode::device(tunnel, false));
+    world
+        .devices
+        .extend(devices.iter().map(|(index, found)| (*index, encode::device(found, false))));
     programs.forget()?;
     programs.fill(&world)?;
+    Ok(devices)
+}
 
-    let (endpoint, to) = (
-        at::<F>(Role::RemotePod, port::BACKEND),
-        at::<F>(Role::Node, port::node_port(port::REMOTE)),
-    );
+/// The client outside reaches the other node's endpoint, which sees this address of the node.
+fn answered<F: AnswerFormat>(places: &[Place; 2], sees: IpAddr) -> Result<()> {
+    let to = at::<F>(Role::Node, port::node_port(port::REMOTE));
+    let endpoint = at::<F>(Role::RemotePod, port::BACKEND);
     let (server, datagrams) =
         places[1].run(move || Ok((TcpListener::bind(endpoint)?, UdpSocket::bind(endpoint)?)))?;
+    let is_the_nodes = |seen: SocketAddr| {
+        let (first, last) = SNAT_PORTS;
+        let is_so = seen.ip() == sees && (first..=last).contains(&seen.port());
+        ensure!(is_so, "the endpoint sees {seen}");
+        Ok(())
+    };
     let serving = thread::spawn(move || echo(&server));
     places[0].run(move || connection(to).context("TCP"))?;
-    let seen = serving.join().map_err(|_| anyhow!("the server panicked"))??;
-    is_the_nodes::<F>(seen)?;
+    is_the_nodes(serving.join().map_err(|_| anyhow!("the server panicked"))??)?;
     let serving = thread::spawn(move || echo_datagram(&datagrams));
     places[0].run(move || datagram(to).context("UDP"))?;
-    let seen = serving.join().map_err(|_| anyhow!("the server panicked"))??;
-    is_the_nodes::<F>(seen)?;
-    let empty = at::<F>(Role::Node, port::node_port(port::EMPTY));
-    places[1].run(move || refused(empty).context("a pod of the other node"))
+    is_the_nodes(serving.join().map_err(|_| anyhow!("the server panicked"))??)
 }
 
 /// Nobody listens, and the sender behind the tunnel is told.
@@ -264,13 +331,6 @@ fn refused(to: SocketAddr) -> Result<()> {
         Err(ErrorKind::ConnectionRefused) => Ok(()),
         other => bail!("UDP: {other:?}"),
     }
-}
-
-fn is_the_nodes<F: AnswerFormat>(seen: SocketAddr) -> Result<()> {
-    let (first, last) = SNAT_PORTS;
-    let is_so = seen.ip() == ip::<F>(Role::Overlay) && (first..=last).contains(&seen.port());
-    ensure!(is_so, "the endpoint sees {seen}");
-    Ok(())
 }
 
 fn connection(to: SocketAddr) -> Result<()> {
