@@ -329,7 +329,8 @@ pub enum PodPath {
     /// When a socket connects or sends: no cost per packet
     #[default]
     Socket,
-    /// When a packet leaves the pod: also for pods with a kernel of their own (VMs, gVisor)
+    /// When a packet leaves the pod: also for pods with a kernel of their own (VMs, gVisor) and for
+    /// sidecars of a service mesh
     Packet,
     /// Sockets as far as they can be seen, and the packets of all others
     Both,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lb_lab::topology::Cni;
-use lb_lab::{Family, Options, PodNetwork, Request, ReversePath};
+use lb_lab::{Family, Options, PodNetwork, Request, ReversePath, Transport};
 
 use crate::manifest::{POD_PORT, PORT, Service};
 use crate::stage::{Pods, Stage, each, eventually};
@@ -186,5 +186,31 @@ fn what_is_no_service_is_left_alone() {
         let direct = Request::new(transport, stage.address("pod-a2", family), POD_PORT);
         let direct = direct.connected().from_port(7_100);
         eventually("the port is free again", || stage.ask("pod-a1", &direct).is_ok());
+    }
+}
+
+/// What a service mesh does in a pod: rules of the pod's own namespace take connections to a Service and give them to
+/// a proxy in the pod. They see the Service's address as long as the pod's socket wasn't led elsewhere before.
+#[test]
+fn a_sidecar_takes_what_is_for_a_service_where_packets_are_translated_and_not_sockets() {
+    const SIDECAR: u16 = 15_001;
+    for (pods, taker) in [(Pods::ByPacket, "pod-a1"), (Pods::BySocket, "pod-b1")] {
+        let service = Service::new(1, &["pod-b1"]);
+        let stage = Stage::serving(pods, &Options::default(), std::slice::from_ref(&service));
+        let any = "::".parse().unwrap();
+        stage.lab().peer("pod-a1").unwrap().serve(Transport::Tcp, any, SIDECAR).unwrap();
+        let [v4, v6] = [Family::V4, Family::V6].map(|family| service.cluster_ip().of(family));
+        let rules = format!(
+            "table inet mesh {{ chain output {{ type nat hook output priority -100; \
+             ip daddr {v4} tcp dport {PORT} redirect to :{SIDECAR}; \
+             ip6 daddr {v6} tcp dport {PORT} redirect to :{SIDECAR};\n}}\n}}\n"
+        );
+        stage.lab().nft("pod-a1", &rules).unwrap();
+        for to in [v4, v6] {
+            let answer = stage.answer("pod-a1", &Request::tcp(to, PORT));
+            assert_eq!(answer.server, taker, "{pods:?} {to}");
+            // Others have no sidecar.
+            assert_eq!(stage.answer("pod-a2", &Request::tcp(to, PORT)).server, "pod-b1");
+        }
     }
 }
