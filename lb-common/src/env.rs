@@ -243,6 +243,8 @@ pub trait Env<F: Family>: Frame + Waiting {
     fn insert_flow(&mut self, key: &FlowKey<F>, flow: &Flow<F>) -> Result<(), InsertError>;
     /// Removes an entry if it is there.
     fn delete_flow(&mut self, key: &FlowKey<F>);
+    /// Index of the device that this packet came in through, or is about to leave through.
+    fn here(&self) -> u32;
     /// DEVICES: an external device; `None` for every other interface.
     fn device(&self, index: u32) -> Option<&Device>;
     /// The address that stands for the node; unspecified when it has none of this family.

@@ -383,6 +383,11 @@ impl<F: FamilyMaps, C: PacketContext> Env<F> for Kernel<C> {
     }
 
     #[inline(always)]
+    fn here(&self) -> u32 {
+        self.context.device()
+    }
+
+    #[inline(always)]
     fn device(&self, index: u32) -> Option<&Device> {
         // SAFETY: the agent replaces values whole.
         unsafe { maps::DEVICES.get(index) }

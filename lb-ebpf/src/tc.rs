@@ -234,8 +234,9 @@ fn egress_family<
     match lb::egress::<F, _>(&mut env, work) {
         Verdict::Parked | Verdict::Drop => TC_ACT_SHOT,
         Verdict::HandOver => hand_over(&env.context),
-        // For the node's own processes, whose SCTP nothing else sees.
-        Verdict::Forward if SCTP && !POD => redirect(&env.context, work.device),
+        // For clients whose replies the stack leads elsewhere, and for the node's own processes, whose SCTP
+        // nothing else sees.
+        Verdict::Forward if !POD => redirect(&env.context, work.device),
         Verdict::Raise if SCTP && !POD => raise(&mut env.context, work.device),
         Verdict::Answer if SCTP && !POD => {
             answer::error::<F, IP_OFFSET>(skb, work.answer, BPF_F_INGRESS as u64)

@@ -302,6 +302,11 @@ impl<F: ReadHeader, T: Tables, const POD: bool, const SCTP: bool> Env<F>
         self.0.flows.insert(*key, None);
     }
 
+    /// Kept for replies, which aren't asked about.
+    fn here(&self) -> u32 {
+        0
+    }
+
     fn device(&self, index: u32) -> Option<&Device> {
         self.0.node.devices.get(&index)
     }

@@ -74,7 +74,8 @@ pub struct Flow<F: Family> {
     pub last_seen: u32,
     /// Bits of [`FlowFlags`].
     pub flags: u32,
-    /// Index of the device through which a forwarded flow was first sent, 0 when unknown.
+    /// Index of a device, 0 when unknown: that through which a forwarded flow was first sent; of another that
+    /// through which its client's first packet came in.
     pub device: u32,
 }
 

@@ -188,7 +188,11 @@ fn send_on<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>, side: Side
             if !E::FINAL {
                 return Verdict::Pass;
             }
-            deliver(env, &work.packet, &work.entry)
+            if side == Side::Egress {
+                answer_client(env, work)
+            } else {
+                deliver(env, &work.packet, &work.entry)
+            }
         }
         // Everything else would be our own packet seen a second time.
         (Side::Ingress, true, true) | (Side::Egress, _, _) => Verdict::Pass,
@@ -217,6 +221,25 @@ fn deliver<F: ReadHeader, E: Env<F>>(env: &mut E, packet: &Packet<F>, flow: &Flo
     } else {
         drop_untold(env, flow.service, DropReason::Rewrite)
     }
+}
+
+/// A reply of an endpoint here to a client outside, on its way out. The stack has routed it by the endpoint's address,
+/// and rules may lead that out of another device than the Service's, which the client's packets came in through: a
+/// network that looks at sources takes it there alone.
+#[inline(always)]
+fn answer_client<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict {
+    let Work { packet, entry: flow, device, .. } = work;
+    let here = env.here();
+    let is_elsewhere = flow.device != 0 && flow.device != here;
+    if E::CLIENTS == Client::OnNode || !is_elsewhere {
+        return deliver(env, packet, flow);
+    }
+    let Route::Via { device: way } = route(env, packet, &flow.translated) else {
+        return deliver(env, packet, flow);
+    };
+    *device = way;
+    let verdict = deliver(env, packet, flow);
+    if verdict == Verdict::Deliver && way != here { Verdict::Forward } else { verdict }
 }
 
 /// Hands a reply to a process of this node up the stack, at the device that the request left through: a

@@ -144,7 +144,10 @@ fn choose_and_carry<F: ReadHeader, E: Env<F>>(
     };
     let subject = Subject { backend: chosen.index, ..Subject::packet(found.service) };
     let (source, way) = match path {
-        Path::Local => (Source::Client, FlowFlags::LOCAL),
+        Path::Local => {
+            *device = if side == Side::Ingress { env.here() } else { 0 };
+            (Source::Client, FlowFlags::LOCAL)
+        }
         Path::Remote => (Source::Node, 0),
         Path::Elsewhere => return Verdict::Pass,
         Path::NoRoute => return drop_packet(env, work, subject, DropReason::NoRoute),

@@ -436,6 +436,10 @@ impl<F: Family, H: Hook, const LEAVES: bool, const SCTP: bool> Env<F>
         self.node.flows.remove(key);
     }
 
+    fn here(&self) -> u32 {
+        self.node.input
+    }
+
     fn device(&self, index: u32) -> Option<&Device> {
         self.node.world.devices.get(&index)
     }

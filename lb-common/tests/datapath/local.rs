@@ -7,7 +7,7 @@ use lb_common::lb::Verdict;
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::model::frame::{Fragment, Segment, Transport};
 use lb_common::model::node::{Tc, TcL3, Xdp};
-use lb_common::model::scene::{self, Role, at, port};
+use lb_common::model::scene::{self, Role, at, device, port};
 use lb_common::model::world::frontend_key;
 use std::net::SocketAddr;
 
@@ -231,6 +231,36 @@ fn an_endpoint_of_unknown_place_is_local_when_its_route_leads_to_a_pods_device()
         let outcome = node.ingress::<Tc>(&sent.frame());
         let arrives = sent.between(sent.source, pod::<F>(Role::UnknownPod), 64);
         assert_eq!((outcome.verdict, outcome.bytes), (Verdict::Deliver, arrives.frame()));
+    }
+    of::<V4>();
+    of::<V6>();
+}
+
+#[test]
+fn a_reply_leaves_where_the_services_address_is_routed_and_not_the_endpoints() {
+    fn of<F: AnswerFormat>() {
+        let sent = from_client::<F>(external::<F>(port::LOCAL), Transport::Tcp(SYN));
+        // Where the client's packets come in, where the stack sends the reply, and what becomes of it.
+        for (came, leaves, expected) in [
+            (device::UPLINK, device::UPLINK, (Verdict::Deliver, 0)),
+            (device::UPLINK, device::OVERLAY, (Verdict::Forward, device::UPLINK)),
+            // A load balancer sends through a tunnel and clients are answered directly.
+            (device::OVERLAY, device::UPLINK, (Verdict::Deliver, 0)),
+            // The way of the client isn't known.
+            (0, device::OVERLAY, (Verdict::Deliver, 0)),
+        ] {
+            let mut node = scene::node::<F>();
+            node.input = came;
+            let outcome = node.ingress::<Tc>(&sent.frame());
+            assert_eq!(outcome.verdict, Verdict::Deliver);
+            let arrives = sent.between(sent.source, pod::<F>(Role::LocalPod), 64);
+            let reply = arrives.reply(SYN | ACK);
+            node.input = leaves;
+            let outcome = node.egress::<Tc>(&reply.frame());
+            assert_eq!((outcome.verdict, outcome.device), expected, "{came} {leaves}");
+            let due = reply.between(sent.destination, sent.source, 64);
+            assert_eq!(outcome.bytes, due.frame(), "{came} {leaves}");
+        }
     }
     of::<V4>();
     of::<V6>();

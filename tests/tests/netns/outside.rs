@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lb_lab::topology::pod_range;
-use lb_lab::{Cni, Options, PodNetwork, Request, ReversePath};
+use lb_lab::{Cni, Family, Options, PodNetwork, Request, ReversePath, Transport};
 
 use crate::manifest::{PORT, Service};
 use crate::ping::ping;
@@ -111,7 +111,7 @@ fn two_frontends_with_the_same_backend_serve_the_same_client_port_at_once() {
                     let mut request = Request::new(transport, to, service.node_port_number());
                     request.connected = true;
                     // UDP sockets can't share a port while both are open: one after the other.
-                    let reused = transport == lb_lab::Transport::Tcp;
+                    let reused = transport == Transport::Tcp;
                     let request = request.from_port(5005);
                     let request = if reused { request.keep(name.clone()) } else { request };
                     let answer = stage.answer("client", &request);
@@ -172,7 +172,7 @@ fn endpoints_on_the_nodes_own_network_and_outside_the_cluster_are_served_too() {
         for service in &services {
             let host = service.backends[0].as_str();
             let peer = stage.lab().peer(host).unwrap();
-            for transport in lb_lab::Transport::BOTH {
+            for transport in Transport::BOTH {
                 peer.serve(transport, "::".parse().unwrap(), port).unwrap();
             }
             for (family, transport) in each() {
@@ -189,6 +189,43 @@ fn endpoints_on_the_nodes_own_network_and_outside_the_cluster_are_served_too() {
                     stage.answer(from, &Request::new(transport, to, PORT));
                 }
             }
+        }
+    }
+}
+
+/// As network plugins have it whose pods have addresses of a second uplink: a rule leads what pods send by their
+/// address, and the networks there take nothing from addresses of the first.
+#[test]
+fn replies_leave_where_the_client_came_in_though_the_pods_address_is_routed_elsewhere() {
+    let options = Options {
+        pod_network: PodNetwork::Vxlan,
+        reverse_path: ReversePath::Off,
+        ..Options::default()
+    };
+    let service = Service::new(1, &["pod-a1"]);
+    let stage = Stage::up(&options, std::slice::from_ref(&service));
+    for family in Family::BOTH {
+        let [pod, client, node] =
+            ["pod-a1", "client", "node-a"].map(|host| stage.address(host, family));
+        let via = pod_range(2, 0).unwrap().of(family);
+        let second = format!("route add {client} via {via} dev vxlan0 onlink table 100");
+        stage.lab().ip("node-a", &second).unwrap();
+        let (version, from) = (if pod.is_ipv4() { "-4" } else { "-6" }, pod.to_string());
+        stage.run("node-a", &["ip", version, "rule", "add", "from", &from, "lookup", "100"]);
+        let ip = if pod.is_ipv4() { "ip" } else { "ip6" };
+        let strict = format!(
+            "table {ip} strict {{\nchain forward {{\ntype filter hook forward priority 0;\n\
+             {ip} saddr {node} drop\n}}\n}}\n"
+        );
+        stage.lab().nft("node-b", &strict).unwrap();
+        for entry in stage.entries(&service).into_iter().filter(|entry| entry.node == "node-a") {
+            for transport in Transport::BOTH {
+                let request = Request::new(transport, entry.to.of(family), entry.port);
+                let answer = stage.answer("client", &request.payloads(1_000, 1_000));
+                assert_eq!(answer.seen.ip(), client, "{} {transport}", entry.name);
+            }
+            let bulk = Request::tcp(entry.to.of(family), entry.port).payloads(100_000, 100_000);
+            stage.answer("client", &bulk);
         }
     }
 }
