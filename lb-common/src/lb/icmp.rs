@@ -3,7 +3,7 @@
 
 use super::monitor::{Subject, Tuple};
 use super::rewrite::{self, Hop};
-use super::{DropReason, Side, Verdict, drop_packet, drop_untold};
+use super::{DropReason, Side, Verdict, drop_packet, drop_untold, way_out};
 use crate::abi::{Flow, FlowFlags, FlowKey};
 use crate::env::{Env, Route, RouteQuery};
 use crate::packet::{IcmpError, ReadHeader, Work};
@@ -35,8 +35,12 @@ pub(super) fn translate<F: ReadHeader, E: Env<F>>(
         if entry.translated.source == key.source { error.source } else { entry.translated.source };
     match (side, local, reply) {
         _ if to_node => rewritten(env, error, entry, key, source, Hop::Keep, Verdict::Deliver),
-        (Side::Ingress, true, false) | (Side::Egress, true, true) => {
+        (Side::Ingress, true, false) => {
             rewritten(env, error, entry, key, source, Hop::Keep, Verdict::Deliver)
+        }
+        (Side::Egress, true, true) => {
+            let verdict = way_out(env, entry, F::ICMP, output);
+            rewritten(env, error, entry, key, source, Hop::Keep, verdict)
         }
         (Side::Ingress, true, true) | (Side::Egress, _, _) => Verdict::Pass,
         (Side::Ingress, false, _) => {

@@ -223,23 +223,44 @@ fn deliver<F: ReadHeader, E: Env<F>>(env: &mut E, packet: &Packet<F>, flow: &Flo
     }
 }
 
-/// A reply of an endpoint here to a client outside, on its way out. The stack has routed it by the endpoint's address,
-/// and rules may lead that out of another device than the Service's, which the client's packets came in through: a
-/// network that looks at sources takes it there alone.
+/// A reply of an endpoint here, on its way out of the stack.
 #[inline(always)]
 fn answer_client<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) -> Verdict {
     let Work { packet, entry: flow, device, .. } = work;
-    let here = env.here();
-    let is_elsewhere = flow.device != 0 && flow.device != here;
-    if E::CLIENTS == Client::OnNode || !is_elsewhere {
-        return deliver(env, packet, flow);
+    let verdict = way_out(env, flow, packet.protocol(), device);
+    match deliver(env, packet, flow) {
+        Verdict::Deliver => verdict,
+        lost => lost,
     }
-    let Route::Via { device: way } = route(env, packet, &flow.translated) else {
-        return deliver(env, packet, flow);
+}
+
+/// How what an endpoint here sends to a client outside leaves. The stack has routed it by the endpoint's address, and
+/// rules may lead that out of another device than the Service's, which the client's packets came in through: a
+/// network that looks at sources takes it there alone. So it is sent ([`Verdict::Forward`]) through `device`.
+#[inline(always)]
+fn way_out<F: ReadHeader, E: Env<F>>(
+    env: &mut E,
+    flow: &Flow<F>,
+    protocol: u8,
+    device: &mut u32,
+) -> Verdict {
+    let here = env.here();
+    if E::CLIENTS == Client::OnNode || flow.device == 0 || flow.device == here {
+        return Verdict::Deliver;
+    }
+    let query = RouteQuery {
+        source: flow.translated.source,
+        destination: flow.translated.destination,
+        protocol,
+        length: 0,
     };
-    *device = way;
-    let verdict = deliver(env, packet, flow);
-    if verdict == Verdict::Deliver && way != here { Verdict::Forward } else { verdict }
+    match env.route(&query) {
+        Route::Via { device: way } | Route::TooBig { device: way, .. } if way != here => {
+            *device = way;
+            Verdict::Forward
+        }
+        _ => Verdict::Deliver,
+    }
 }
 
 /// Hands a reply to a process of this node up the stack, at the device that the request left through: a

@@ -67,10 +67,16 @@ fn errors_of_a_local_backend_reach_the_client_from_the_frontend() {
                 own: false,
             };
             let backend = pod::<F>(Role::LocalPod);
-            let outcome = node.egress::<Tc>(&error(backend.ip(), backend).frame());
-            assert_eq!(outcome.verdict, Verdict::Deliver);
-            let expected = error(sent.destination.ip(), sent.destination).frame();
-            assert_eq!(outcome.bytes, expected, "{opener:?} {problem:?}");
+            // Where the client came in, and where the stack routes by the endpoint's address.
+            for (leaves, verdict) in
+                [(device::UPLINK, Verdict::Deliver), (device::OVERLAY, Verdict::Forward)]
+            {
+                node.input = leaves;
+                let outcome = node.egress::<Tc>(&error(backend.ip(), backend).frame());
+                assert_eq!(outcome.verdict, verdict);
+                let expected = error(sent.destination.ip(), sent.destination).frame();
+                assert_eq!(outcome.bytes, expected, "{opener:?} {problem:?}");
+            }
         }
     }
     of::<V4>();

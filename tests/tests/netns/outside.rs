@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use lb_lab::topology::pod_range;
 use lb_lab::{Cni, Family, Options, PodNetwork, Request, ReversePath, Transport};
 
-use crate::manifest::{PORT, Service};
+use crate::manifest::{POD_PORT, PORT, Service};
 use crate::ping::ping;
 use crate::stage::{Stage, each};
 
@@ -203,7 +203,8 @@ fn replies_leave_where_the_client_came_in_though_the_pods_address_is_routed_else
         ..Options::default()
     };
     let service = Service::new(1, &["pod-a1"]);
-    let stage = Stage::up(&options, std::slice::from_ref(&service));
+    let silent = Service { target_port: POD_PORT + 1, ..Service::node_port(2, &["pod-a1"]) };
+    let stage = Stage::up(&options, &[service.clone(), silent.clone()]);
     for family in Family::BOTH {
         let [pod, client, node] =
             ["pod-a1", "client", "node-a"].map(|host| stage.address(host, family));
@@ -226,6 +227,13 @@ fn replies_leave_where_the_client_came_in_though_the_pods_address_is_routed_else
             }
             let bulk = Request::tcp(entry.to.of(family), entry.port).payloads(100_000, 100_000);
             stage.answer("client", &bulk);
+            let large = Request::udp(entry.to.of(family), entry.port).payloads(4_000, 4_000);
+            // The device that the stack routes to is smaller than the pod's.
+            let _learns_the_mtu = stage.ask("client", &large);
+            stage.answer("client", &large);
         }
+        // Its port is closed, which the pod says by an ICMP error.
+        let closed = Request::udp(node, silent.node_port_number()).connected();
+        assert_eq!(stage.failure("client", &closed).errno, "ECONNREFUSED", "{family}");
     }
 }
