@@ -28,8 +28,8 @@ impl ConfigFlags {
     pub const POD_PACKETS: u32 = 1 << 1;
     /// TRAFFIC is counted.
     pub const TRAFFIC: u32 = 1 << 2;
-    /// Endpoints see an address of the node for every client but those outside and of pods that a Service
-    /// with external policy Local gets at its external addresses.
+    /// Endpoints see an address of the node in place of every client's; but not what comes for the external
+    /// addresses of a Service with external policy Local.
     pub const MASQUERADE_ALL: u32 = 1 << 3;
 }
 
