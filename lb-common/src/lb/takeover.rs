@@ -92,10 +92,14 @@ pub fn leads<F: Family>(flow: &mut Flow<F>, now: u32) -> Option<(BackendIndex, u
 #[inline(always)]
 pub(super) fn vacate<F: ReadHeader, E: Env<F>>(env: &mut E, work: &mut Work<F>) {
     let Work { packet, key, other, .. } = work;
+    // Most of what leaves: it begins nothing.
+    if packet.is_connection() && !packet.opens() {
+        return;
+    }
     let (first, last) = env.snat_ports();
     let may_be_ours = (first..=last).contains(&packet.tuple.source_port.get());
     let has_socket = may_be_ours && packet.has_transport && env.has_socket();
-    if !has_socket && !yields(env) || packet.is_connection() && !packet.opens() {
+    if !has_socket && !yields(env) {
         return;
     }
     *key = packet.tuple.inverse();
