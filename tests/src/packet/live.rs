@@ -8,7 +8,6 @@ use super::bench::Bench;
 use super::network;
 use crate::report::Outcome;
 use anyhow::{Context, Result, anyhow, ensure};
-use aya::programs::{SchedClassifier, TcAttachType, tc};
 use lb_common::lb::answer::AnswerFormat;
 use lb_common::model::scene::{self, Role, at, device, port};
 use nix::sched::{CloneFlags, unshare};
@@ -52,16 +51,7 @@ fn node<F: AnswerFormat>() -> Result<Vec<(&'static str, Result<(), String>)>> {
     network::enter()?;
     let mut bench = Bench::<F>::new()?;
     let (uplink, _) = network::names(device::UPLINK);
-    // There already when another program is attached to the device.
-    let _ = tc::qdisc_add_clsact(&uplink);
-    for (program, side) in
-        [("tc_ingress", TcAttachType::Ingress), ("tc_egress", TcAttachType::Egress)]
-    {
-        let ebpf = bench.programs.ebpf();
-        let loaded = ebpf.program_mut(program).context("the object lacks a program")?;
-        let loaded: &mut SchedClassifier = loaded.try_into()?;
-        loaded.attach(&uplink, side).with_context(|| format!("attach {program} to {uplink}"))?;
-    }
+    bench.programs.attach(&uplink, ["tc_ingress", "tc_egress"])?;
     let (tell_thread, thread_is) = mpsc::channel();
     let (tell_ready, is_ready) = mpsc::channel();
     thread::scope(|scope| {

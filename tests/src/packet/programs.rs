@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuHashMap, ProgramArray, RingBuf};
-use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{Program, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp, tc};
 use aya::{Ebpf, EbpfLoader, Pod};
 use bytemuck::bytes_of;
 use lb_common::abi::{
@@ -117,6 +117,21 @@ impl Programs {
     /// The object, to attach its programs.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// Attaches programs to the ingress and the egress of a device.
+    ///
+    /// # Errors
+    /// Names the program and the device that don't go together.
+    pub fn attach(&mut self, device: &str, [ingress, egress]: [&str; 2]) -> Result<()> {
+        // There already when another program is attached to the device.
+        let _ = tc::qdisc_add_clsact(device);
+        for (program, side) in [(ingress, TcAttachType::Ingress), (egress, TcAttachType::Egress)] {
+            let loaded = self.ebpf.program_mut(program).context("no such program")?;
+            let loaded: &mut SchedClassifier = loaded.try_into()?;
+            loaded.attach(device, side).with_context(|| format!("attach {program} to {device}"))?;
+        }
+        Ok(())
     }
 
     /// Verified instructions by program, where the kernel tells (5.16).

@@ -7,7 +7,6 @@ use crate::packet::bench::SNAT_PORTS;
 use crate::packet::network;
 use crate::packet::programs::Programs;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use aya::programs::{SchedClassifier, TcAttachType, tc};
 use lb_agent::node::classify::{Selection, node_facts};
 use lb_agent::node::facts::{Device, NodeFacts};
 use lb_agent::node::observe::Observer;
@@ -119,7 +118,7 @@ fn node() -> Result<()> {
     };
     const USED: [&str; 4] = ["tc_ingress", "tc_egress", "tc_ingress_l3", "tc_egress_l3"];
     let mut programs = Programs::load(&config, FLOWS, |name| USED.contains(&name))?;
-    attach(&mut programs, &uplink, ["tc_ingress", "tc_egress"])?;
+    programs.attach(&uplink, ["tc_ingress", "tc_egress"])?;
     for kind in &KINDS {
         through(kind, &mut programs, &places)
             .with_context(|| format!("{}; DROPS {:?}", kind.name, programs.drops()))?;
@@ -133,7 +132,7 @@ fn through(kind: &Kind, programs: &mut Programs, places: &[Place; 2]) -> Result<
     up(kind, 0, keys.as_ref())?;
     let (told, keys_there) = (*kind, keys.clone());
     places[1].run(move || up(&told, 1, keys_there.as_ref()))?;
-    attach(programs, TUNNEL, ["tc_ingress_l3", "tc_egress_l3"])?;
+    programs.attach(TUNNEL, ["tc_ingress_l3", "tc_egress_l3"])?;
     if kind.carries_v4 {
         through_family::<V4>(programs, places).context("IPv4")?;
     }
@@ -207,16 +206,6 @@ fn up(kind: &Kind, end: usize, keys: Option<&Keys>) -> Result<()> {
     Ok(())
 }
 
-fn attach(programs: &mut Programs, name: &str, sides: [&str; 2]) -> Result<()> {
-    let _ = tc::qdisc_add_clsact(name);
-    for (program, side) in sides.into_iter().zip([TcAttachType::Ingress, TcAttachType::Egress]) {
-        let loaded = programs.ebpf().program_mut(program).context("no such program")?;
-        let loaded: &mut SchedClassifier = loaded.try_into()?;
-        loaded.attach(name, side).with_context(|| format!("attach {program} to {name}"))?;
-    }
-    Ok(())
-}
-
 /// The client outside gets its answers, and the other node's pod is told that nobody listens.
 fn through_family<F: AnswerFormat>(programs: &mut Programs, places: &[Place; 2]) -> Result<()> {
     let found = serve::<F>(programs, &[])?;
@@ -263,8 +252,8 @@ fn from_vlan(programs: &mut Programs, places: &[Place; 2]) -> Result<()> {
         let node = if pod.is_ipv4() { ip::<V4>(Role::Node) } else { ip::<V6>(Role::Node) };
         places[1].run(move || run(&format!("ip route replace {node} via {own}")))?;
     }
-    attach(programs, &underlay, ["tc_ingress", "tc_egress"])?;
-    attach(programs, VLAN, ["tc_ingress", "tc_egress"])?;
+    programs.attach(&underlay, ["tc_ingress", "tc_egress"])?;
+    programs.attach(VLAN, ["tc_ingress", "tc_egress"])?;
     let own: Vec<IpAddr> =
         [ENDS_V4[0], ENDS_V6[0]].iter().filter_map(|own| own.parse().ok()).collect();
     let [own_v4, own_v6] = own[..] else { bail!("no addresses") };

@@ -145,7 +145,7 @@ fn node<F: AnswerFormat>() -> Result<()> {
         (device::POD, &places[POD], ["pod_ingress", "pod_egress"]),
         (device::UPLINK, &places[OUTSIDE], ["tc_ingress", "tc_egress"]),
     ] {
-        attach(&mut bench, index, programs)?;
+        bench.programs.attach(&network::names(index).0, programs)?;
         network::hand_over(index, place.thread.as_raw().unsigned_abs())?;
     }
     let [pod, client, remote] = [Role::LocalPod, Role::Client, Role::RemotePod].map(ip::<F>);
@@ -186,18 +186,6 @@ fn attach_own<F: AnswerFormat>(bench: &mut Bench<F>) -> Result<()> {
     let loaded = bench.programs.ebpf().program_mut("own_egress").context("no own_egress")?;
     let loaded: &mut SchedClassifier = loaded.try_into()?;
     loaded.attach("lo", TcAttachType::Egress).context("attach own_egress to lo")?;
-    Ok(())
-}
-
-fn attach<F: AnswerFormat>(bench: &mut Bench<F>, index: u32, programs: [&str; 2]) -> Result<()> {
-    let (name, _) = network::names(index);
-    // There already when another program is attached to the device.
-    let _ = tc::qdisc_add_clsact(&name);
-    for (program, side) in programs.into_iter().zip([TcAttachType::Ingress, TcAttachType::Egress]) {
-        let loaded = bench.programs.ebpf().program_mut(program).context("no such program")?;
-        let loaded: &mut SchedClassifier = loaded.try_into()?;
-        loaded.attach(&name, side).with_context(|| format!("attach {program} to {name}"))?;
-    }
     Ok(())
 }
 

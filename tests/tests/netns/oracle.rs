@@ -187,25 +187,25 @@ fn expected(
 /// What the agents do to sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sources {
-    Kept,
+    /// They keep them, with pods that are served so.
+    Kept(Pods),
     /// `--masquerade-all`.
     Masqueraded,
 }
 
 /// Asks from everywhere, every destination, and compares with one column of the table.
-fn holds(policy: Policy, pods: Pods, sources: Sources) {
+fn holds(policy: Policy, sources: Sources) {
     let mut service = Service::new(1, &["pod-a1", "pod-b1"]);
     match policy {
         Policy::Cluster => {}
         Policy::ExternalLocal => service.external_local = true,
         Policy::InternalLocal => service.internal_local = true,
     }
-    let stage = Stage::with(&Options::default(), std::slice::from_ref(&service), |agent| {
-        pods.tell(agent);
-        if sources == Sources::Masqueraded {
-            agent.arguments.push("--masquerade-all".to_owned());
-        }
-    });
+    let (options, services) = (Options::default(), std::slice::from_ref(&service));
+    let stage = match sources {
+        Sources::Kept(pods) => Stage::serving(pods, &options, services),
+        Sources::Masqueraded => Stage::masquerading(&options, services),
+    };
     let mut wrong = Vec::new();
     for row in &TABLE {
         for place in [NODE_A, NODE_B] {
@@ -215,7 +215,7 @@ fn holds(policy: Policy, pods: Pods, sources: Sources) {
                 Client::Outside => "client".to_owned(),
             };
             let cell = match sources {
-                Sources::Kept => row.ours[policy as usize],
+                Sources::Kept(_) => row.ours[policy as usize],
                 Sources::Masqueraded => row.masqueraded(policy),
             };
             for (family, transport) in each() {
@@ -274,28 +274,28 @@ for_both! {
 }
 
 fn flows_of_policy_cluster_are_those_of_kube_proxy_with_sources_kept(pods: Pods) {
-    holds(Policy::Cluster, pods, Sources::Kept);
+    holds(Policy::Cluster, Sources::Kept(pods));
 }
 
 fn flows_of_external_policy_local_are_those_of_kube_proxy_with_sources_kept(pods: Pods) {
-    holds(Policy::ExternalLocal, pods, Sources::Kept);
+    holds(Policy::ExternalLocal, Sources::Kept(pods));
 }
 
 fn flows_of_internal_policy_local_are_those_of_kube_proxy_with_sources_kept(pods: Pods) {
-    holds(Policy::InternalLocal, pods, Sources::Kept);
+    holds(Policy::InternalLocal, Sources::Kept(pods));
 }
 
 #[test]
 fn with_all_masqueraded_flows_of_policy_cluster_are_those_of_kube_proxy() {
-    holds(Policy::Cluster, Pods::ByPacket, Sources::Masqueraded);
+    holds(Policy::Cluster, Sources::Masqueraded);
 }
 
 #[test]
 fn with_all_masqueraded_flows_of_external_policy_local_are_those_of_kube_proxy() {
-    holds(Policy::ExternalLocal, Pods::ByPacket, Sources::Masqueraded);
+    holds(Policy::ExternalLocal, Sources::Masqueraded);
 }
 
 #[test]
 fn with_all_masqueraded_flows_of_internal_policy_local_are_those_of_kube_proxy() {
-    holds(Policy::InternalLocal, Pods::ByPacket, Sources::Masqueraded);
+    holds(Policy::InternalLocal, Sources::Masqueraded);
 }

@@ -17,13 +17,6 @@ fn packet(options: &Options, services: &[Service]) -> Stage {
     Stage::serving(Pods::ByPacket, options, services)
 }
 
-fn masquerading(options: &Options, services: &[Service]) -> Stage {
-    Stage::with(options, services, |agent| {
-        Pods::ByPacket.tell(agent);
-        agent.arguments.push("--masquerade-all".to_owned());
-    })
-}
-
 /// Both kinds of pod devices, both kinds of ways between nodes; a strict look at sources everywhere.
 fn networks() -> [Options; 4] {
     let strict = Options { reverse_path: ReversePath::Strict, ..Options::default() };
@@ -91,7 +84,7 @@ fn bulk_and_large_datagrams_pass_in_both_directions() {
 
 #[test]
 fn with_all_masqueraded_bulk_and_large_datagrams_pass_in_both_directions() {
-    large_packets_pass(masquerading);
+    large_packets_pass(Stage::masquerading);
 }
 
 fn large_packets_pass(up: fn(&Options, &[Service]) -> Stage) {
@@ -128,7 +121,7 @@ fn a_pod_is_told_the_path_mtu_of_a_services_address() {
 /// The router is the hook, to which the kernel tells the MTU of a route only if it is locked.
 #[test]
 fn with_all_masqueraded_a_pod_is_told_the_path_mtu_of_a_services_address() {
-    told_the_path_mtu(masquerading, "mtu lock 1300");
+    told_the_path_mtu(Stage::masquerading, "mtu lock 1300");
 }
 
 fn told_the_path_mtu(up: fn(&Options, &[Service]) -> Stage, mtu: &str) {

@@ -89,6 +89,14 @@ impl Stage {
         Self::with(options, services, |agent| pods.tell(agent))
     }
 
+    /// As [`Stage::up`], with all that endpoints see masqueraded: pods are served by packet.
+    pub fn masquerading(options: &Options, services: &[Service]) -> Self {
+        Self::with(options, services, |agent| {
+            Pods::ByPacket.tell(agent);
+            agent.arguments.push("--masquerade-all".to_owned());
+        })
+    }
+
     /// As [`Stage::up`], with other agent options.
     pub fn with(
         options: &Options,
