@@ -1,11 +1,11 @@
 //! Runs the agent with exactly the capabilities that `deploy/install.yaml` asks for, so that one
 //! that is missing there fails the tests, and one that is not needed can be tried without.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize as _;
 use serde_json::Value;
 
@@ -33,9 +33,14 @@ pub fn confined_as(container: &Value, agent: &Path, directory: &Path) -> Result<
         agent.display()
     );
     let path = directory.join(format!("{name}-confined"));
-    fs::write(&path, script).with_context(|| format!("writing {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("making {} executable", path.display()))?;
+    // By a process of its own: what another thread starts meanwhile would inherit the open file, and no
+    // program runs that somebody may write to (ETXTBSY).
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(&path).stdin(Stdio::piped());
+    let mut child = install.spawn().context("starting install")?;
+    child.stdin.take().context("install has no input")?.write_all(script.as_bytes())?;
+    let status = child.wait().context("waiting for install")?;
+    ensure!(status.success(), "writing {}: {status}", path.display());
     Ok(path)
 }
 

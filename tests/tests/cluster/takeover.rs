@@ -2,11 +2,12 @@
 //! and connections that come and go use every way to a Service: none is lost.
 
 use std::process::Output;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use lb_lab::{Family, Load, LoadReport, Request, Transport};
+use lb_lab::{Family, Lab, Load, LoadReport, Request, Transport};
 use lb_tests::cluster::TestCluster;
 use lb_tests::cluster::requests::{inside, outside, reach_all};
 use lb_tests::cluster::shared::alone_without_agents;
@@ -77,10 +78,23 @@ impl Running {
     }
 }
 
-/// A set of requests by every way to the Service.
+/// A set of requests by every way to the Service. They end with it: those of a test that failed would hold
+/// flows that the next test waits for.
 pub struct Loads {
+    lab: Arc<Lab>,
     held: bool,
     running: Vec<Running>,
+}
+
+impl Drop for Loads {
+    fn drop(&mut self) {
+        for load in self.running.drain(..) {
+            let stopped = self.lab.peer(load.from).and_then(|peer| peer.stop_load(load.number));
+            if let Err(error) = stopped {
+                println!("stopping {:?}: {error:#}", load.request);
+            }
+        }
+    }
 }
 
 impl Loads {
@@ -89,7 +103,8 @@ impl Loads {
         requests: &[(&'static str, Request)],
         held: bool,
     ) -> Result<Self> {
-        let mut running = Vec::new();
+        let lab = Arc::clone(cluster.lab());
+        let mut loads = Self { lab, held, running: Vec::new() };
         for (from, request) in requests {
             let load = Load {
                 persistent: held,
@@ -98,9 +113,10 @@ impl Loads {
                 ..Load::new(request.clone())
             };
             let number = cluster.lab().peer(from)?.start_load(load)?;
-            running.push(Running { from, request: request.clone(), number, may_move: false });
+            let running = Running { from, request: request.clone(), number, may_move: false };
+            loads.running.push(running);
         }
-        Ok(Self { held, running })
+        Ok(loads)
     }
 
     pub fn check(&self, cluster: &TestCluster, when: &str) -> Result<()> {
@@ -111,8 +127,8 @@ impl Loads {
         Ok(())
     }
 
-    pub fn stop(self, cluster: &TestCluster, when: &str) -> Result<()> {
-        for load in &self.running {
+    pub fn stop(mut self, cluster: &TestCluster, when: &str) -> Result<()> {
+        while let Some(load) = self.running.pop() {
             let report = cluster.lab().peer(load.from)?.stop_load(load.number)?;
             load.check(cluster, &report, self.held, when)?;
         }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, sleep};
+use std::thread::{self, ScopedJoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,32 +35,38 @@ fn strings(list: &Value) -> Vec<String> {
     strings.filter_map(|value| value.as_str().map(str::to_owned)).collect()
 }
 
-/// The container that cleans a node, as the chart makes it.
-fn cleaner() -> Result<Value> {
+/// What the container that cleans a node runs, as the chart makes it.
+struct Cleaner {
+    program: PathBuf,
+    arguments: Vec<String>,
+}
+
+fn cleaner(cluster: &TestCluster) -> Result<Cleaner> {
     let address = "apiServer.addresses={https://10.0.0.10:6443}";
     let show = ["--set", address, "--show-only", "templates/cleanup-daemon-set.yaml"];
     let rendered = chart::template(&show)?;
     ensure!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
     let made = objects(&String::from_utf8(rendered.stdout)?)?;
     let set = made.iter().find(|object| object["kind"] == "DaemonSet");
-    Ok(set.context("no DaemonSet")?["spec"]["template"]["spec"]["initContainers"][0].clone())
+    let container = &set.context("no DaemonSet")?["spec"]["template"]["spec"]["initContainers"][0];
+    let program = confined_as(container, &lb_lab::agent_binary()?, cluster.lab().directory())?;
+    Ok(Cleaner { program, arguments: strings(&container["args"]) })
 }
 
 /// The command of that container on a node, whose BPF file system is elsewhere in a lab.
-fn cleanup(cluster: &TestCluster, node: &str, container: &Value) -> Result<Command> {
+fn cleanup(cluster: &TestCluster, node: &str, cleaner: &Cleaner) -> Result<Command> {
     let lab = cluster.lab();
-    let program = confined_as(container, &lb_lab::agent_binary()?, lab.directory())?;
-    let mut command = lab.command(node, program)?;
-    command.args(strings(&container["args"])).env("LB_BPFFS", lab.bpffs(node));
+    let mut command = lab.command(node, &cleaner.program)?;
+    command.args(&cleaner.arguments).env("LB_BPFFS", lab.bpffs(node));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     Ok(command)
 }
 
 /// As a kubelet does: runs it until it succeeds. How often it was run.
-fn clean(cluster: &TestCluster, node: &str, container: &Value) -> Result<u32> {
+fn clean(cluster: &TestCluster, node: &str, cleaner: &Cleaner) -> Result<u32> {
     let began = Instant::now();
     for run in 1.. {
-        let output = cleanup(cluster, node, container)?.output().context("running cleanup")?;
+        let output = cleanup(cluster, node, cleaner)?.output().context("running cleanup")?;
         if output.status.success() {
             return Ok(run);
         }
@@ -69,6 +75,10 @@ fn clean(cluster: &TestCluster, node: &str, container: &Value) -> Result<u32> {
         ensure!(began.elapsed() < CLEANUP, "{node} isn't clean after {run} runs: {said}");
     }
     bail!("it was never run")
+}
+
+fn joined(cleanup: ScopedJoinHandle<Result<u32>>) -> Result<u32> {
+    cleanup.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn beside_kube_proxy(cluster: &mut TestCluster, mode: Mode) -> Result<()> {
@@ -95,18 +105,24 @@ fn beside_kube_proxy(cluster: &mut TestCluster, mode: Mode) -> Result<()> {
     for node in NODES {
         cluster.stop_agent(node)?;
     }
-    let container = cleaner()?;
+    let cleaner = cleaner(cluster)?;
     let has_datapath = |node| cluster.lab().bpffs(node).join("lb").exists();
     thread::scope(|scope| {
-        let cleanups = NODES.map(|node| scope.spawn(|| clean(cluster, node, &container)));
+        let cleanups = NODES.map(|node| scope.spawn(|| clean(cluster, node, &cleaner)));
         sleep(2 * MOMENT);
-        for (node, cleanup) in NODES.into_iter().zip(&cleanups) {
-            ensure!(!cleanup.is_finished() && has_datapath(node), "{node} waited for no flow");
+        let mut waiting = Vec::new();
+        for (node, cleanup) in NODES.into_iter().zip(cleanups) {
+            if cleanup.is_finished() {
+                let runs = joined(cleanup)?;
+                bail!("{node} is clean after {runs} runs, and waited for no flow");
+            }
+            ensure!(has_datapath(node), "{node} has lost its datapath while flows are waited for");
+            waiting.push((node, cleanup));
         }
         held.stop(cluster, "while they are waited for")?;
         short.check(cluster, "while flows are waited for")?;
-        for (node, cleanup) in NODES.into_iter().zip(cleanups) {
-            let runs = cleanup.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        for (node, cleanup) in waiting {
+            let runs = joined(cleanup)?;
             println!("{node} is clean after {runs} runs");
             ensure!(!has_datapath(node), "{node} still has a datapath");
         }
