@@ -116,6 +116,7 @@ impl NodeDatapath {
 
     fn report(&mut self) -> ApplyReport {
         let udp_endpoints_left = self.tables.as_mut().is_some_and(Tables::take_udp_left);
+        let tcp_silence_ended = self.tables.as_mut().is_some_and(Tables::take_tcp_silence_ended);
         let udp_frontends_given = self.tables.as_mut().is_some_and(Tables::take_udp_frontends);
         let unfit = self.tables.iter().flat_map(Tables::unfit);
         ApplyReport {
@@ -123,6 +124,7 @@ impl NodeDatapath {
                 .map(|(key, reason)| Unfit { key: key.clone(), reason: reason.to_owned() })
                 .collect(),
             udp_endpoints_left,
+            tcp_silence_ended,
             udp_frontends_given,
         }
     }
@@ -172,7 +174,7 @@ impl Datapath for NodeDatapath {
         self.handover = Some((handover, Instant::now()));
         self.tables = Some(tables);
         // What the last agent left to do isn't known.
-        Ok(ApplyReport { udp_endpoints_left: true, ..self.report() })
+        Ok(ApplyReport { udp_endpoints_left: true, tcp_silence_ended: true, ..self.report() })
     }
 
     fn apply(&mut self, delta: &Delta) -> Result<ApplyReport, DatapathError> {

@@ -1,8 +1,16 @@
-//! What the socket hooks remember of UDP sockets (REVERSE), judged by the backends' generations, by
-//! whose the address is that they named, or by what the same call would be told now.
+//! What the socket hooks remember of sockets (REVERSE), judged by the backends' generations, by whose the
+//! address is that they named, or by what the same call would be told now.
 
 use std::net::SocketAddr;
 
+use super::error::BpfError;
+use super::hash::Hash;
+use super::pins::Pins;
+use super::sys::Access;
+use super::takeover::Handover;
+use crate::cluster::snapshot::Protocol;
+use crate::run::datapath::{ConnectedSocket, SocketOwner, Translations};
+use crate::tables::encode::protocol_number;
 use bytemuck::Pod;
 use lb_common::abi::{
     Address, AddressFlags, Backend, Frontend, FrontendKey, FrontendKind, ReverseKey, ReverseValue,
@@ -11,14 +19,6 @@ use lb_common::abi::{
 use lb_common::bytes::Be16;
 use lb_common::lb::frontend::Found;
 use lb_common::lb::policy;
-use lb_common::wire::ip;
-
-use super::error::BpfError;
-use super::hash::Hash;
-use super::pins::Pins;
-use super::sys::Access;
-use super::takeover::Handover;
-use crate::run::datapath::{ConnectedSocket, SocketOwner, Translations};
 
 /// REVERSE, and what its entries lead to.
 #[derive(Debug)]
@@ -48,10 +48,10 @@ impl RememberedSockets {
         })
     }
 
-    /// Whether a UDP socket that was led to nobody would be led there again. A record that is being
+    /// Whether a socket that was led to nobody would be led there again. A record that is being
     /// replaced meanwhile is another Service's at worst: then the socket's next call is judged anew.
-    fn still_silent(&self, value: &ReverseValue) -> Result<bool, BpfError> {
-        let Some(frontend) = self.frontend(value.address, value.port)? else {
+    fn still_silent(&self, value: &ReverseValue, protocol: Protocol) -> Result<bool, BpfError> {
+        let Some(frontend) = self.frontend(value.address, value.port, protocol)? else {
             return Ok(false);
         };
         let Some(pointer) = look(&self.services, &frontend.service.0)? else {
@@ -79,22 +79,28 @@ impl RememberedSockets {
             && !self.handover.leads(socket.from, socket.to)?)
     }
 
-    /// What such a socket names.
+    /// What such a UDP socket names.
     fn named(
         &self,
         address: Address,
         port: Be16,
         owner: SocketOwner,
     ) -> Result<Option<Frontend>, BpfError> {
-        let frontend = self.frontend(address, port)?;
+        let frontend = self.frontend(address, port, Protocol::Udp)?;
         if frontend.is_none() && owner == SocketOwner::Node && self.has_node_ports(address)? {
-            return self.frontend(address.wildcard(), port);
+            return self.frontend(address.wildcard(), port, Protocol::Udp);
         }
         Ok(frontend)
     }
 
-    fn frontend(&self, address: Address, port: Be16) -> Result<Option<Frontend>, BpfError> {
-        look(&self.frontends, &FrontendKey { address, port, protocol: ip::UDP, pad: 0 })
+    fn frontend(
+        &self,
+        address: Address,
+        port: Be16,
+        protocol: Protocol,
+    ) -> Result<Option<Frontend>, BpfError> {
+        let protocol = protocol_number(protocol);
+        look(&self.frontends, &FrontendKey { address, port, protocol, pad: 0 })
     }
 
     fn has_node_ports(&self, address: Address) -> Result<bool, BpfError> {
@@ -110,12 +116,18 @@ impl Translations for RememberedSockets {
 
     fn is_stale(&self, socket: &ConnectedSocket) -> Result<bool, BpfError> {
         let key = key(socket.cookie, socket.to);
-        let Some(value) = look(&self.reverse, &key)? else {
+        let value = look(&self.reverse, &key)?;
+        if key.address.is_discard()
+            && let Some(value) = value
+        {
+            return self.still_silent(&value, socket.protocol).map(|silent| !silent);
+        }
+        if socket.protocol == Protocol::Tcp {
+            return Ok(false);
+        }
+        let Some(value) = value else {
             return self.is_left(socket, &key);
         };
-        if key.address.is_discard() {
-            return self.still_silent(&value).map(|silent| !silent);
-        }
         match look(&self.backends, &value.backend.0)? {
             Some(backend) if backend.generation == value.generation => {
                 self.has_moved(&value, backend.service)

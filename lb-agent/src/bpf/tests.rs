@@ -28,6 +28,7 @@ use super::hash::{CounterHash, Hash};
 use super::sys::{self, LinkInfo};
 use super::*;
 use crate::args::{PodPath, Switch, XdpMode};
+use crate::cluster::snapshot::Protocol;
 use crate::config::Capacities;
 use crate::node::cgroup::cgroup_root;
 use crate::node::facts::Role;
@@ -149,7 +150,7 @@ const VALUE: Frontend = Frontend { service: ServiceIndex(7), kind: FrontendKind:
 /// The node's, from wherever.
 fn connected(cookie: u64, to: SocketAddr) -> ConnectedSocket {
     let from = "10.240.0.11:40000".parse().unwrap();
-    ConnectedSocket { cookie, from, to, owner: SocketOwner::Node }
+    ConnectedSocket { cookie, protocol: Protocol::Udp, from, to, owner: SocketOwner::Node }
 }
 
 /// One Service with one local backend.
@@ -205,6 +206,47 @@ fn a_socket_is_stale_once_the_backend_that_it_was_led_to_has_another_generation(
         sockets.forget(77, mapped).unwrap();
         sockets.forget(77, mapped).unwrap();
         assert!(!sockets.is_stale(&connected(77, mapped)).unwrap());
+    });
+}
+
+#[test]
+fn a_tcp_socket_that_was_led_to_nobody_is_stale_once_it_would_not_be_and_no_other_ever_is() {
+    alone(|place| {
+        let kernel = Kernel::open(&place.setup()).unwrap();
+        let mut maps = kernel.maps().unwrap();
+        fill(&mut maps);
+        let reverse = Hash::open(&kernel.pins, abi::map::REVERSE, Access::ReadWrite).unwrap();
+        let remember = |cookie, to: &str, backend| {
+            let key = ReverseKey { cookie, address: address(to), port: Be16::new(80), pad: [0; 6] };
+            let named = ReverseValue { address: KEY().address, port: KEY().port, ..backend };
+            reverse.set(&key, &named).unwrap();
+        };
+        remember(77, "192.0.0.8", ReverseValue::default());
+        let led =
+            ReverseValue { backend: BackendIndex(5), generation: 3, ..ReverseValue::default() };
+        remember(78, "10.244.0.9", led);
+        let sockets = kernel.sockets().unwrap();
+        let stale = || {
+            let is_stale = |cookie, to: &str| {
+                let to = SocketAddr::new(to.parse().unwrap(), 80);
+                let tcp = ConnectedSocket { protocol: Protocol::Tcp, ..connected(cookie, to) };
+                sockets.is_stale(&tcp).unwrap()
+            };
+            let itself = is_stale(79, "192.0.0.8");
+            [is_stale(77, "192.0.0.8"), is_stale(78, "10.244.0.9"), itself]
+        };
+        assert_eq!(stale(), [false; 3], "policy Local, and no endpoint here");
+        maps.set_generation(BackendIndex(5), 4);
+        assert_eq!(stale(), [false; 3], "an endpoint elsewhere left");
+        let served = ServiceRecord {
+            flags: ServiceFlags::HAS_ENDPOINTS | ServiceFlags::INTERNAL_LOCAL,
+            service: ServiceIndex(7),
+            local: Region { offset: 100, len: 1 },
+            ..ServiceRecord::default()
+        };
+        maps.set_record(10, &served);
+        maps.publish(ServiceIndex(7), ServicePointer { record: 10, revision: 2 });
+        assert_eq!(stale(), [true, false, false], "an endpoint here");
     });
 }
 

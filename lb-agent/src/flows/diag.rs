@@ -1,4 +1,5 @@
-//! `NETLINK_SOCK_DIAG`: which UDP sockets of a network namespace are connected where, and their end.
+//! `NETLINK_SOCK_DIAG`: which UDP sockets of a network namespace are connected where, which TCP sockets wait
+//! for an answer to their SYNs, and their end.
 //!
 //! The messages are those of include/uapi/linux/{netlink,inet_diag,sock_diag}.h. A socket belongs to
 //! the namespace in which it was opened, wherever its thread goes after that.
@@ -14,7 +15,7 @@ use nix::sys::socket::{
     socket,
 };
 
-use crate::cluster::snapshot::IpFamily;
+use crate::cluster::snapshot::{IpFamily, Protocol};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -23,9 +24,8 @@ const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
-/// `1 << TCP_ESTABLISHED`: of a UDP socket, connected.
-const CONNECTED: u32 = 1 << 1;
 const UDP: u8 = libc::IPPROTO_UDP as u8;
+const TCP: u8 = libc::IPPROTO_TCP as u8;
 /// As large as the kernel's own buffer for a dump.
 const BUFFER: usize = 32 << 10;
 
@@ -76,10 +76,11 @@ struct Message {
     id: SocketId,
 }
 
-/// A connected UDP socket.
+/// A connected UDP socket, or a TCP socket that is connecting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connected {
     family: u8,
+    protocol: u8,
     id: SocketId,
 }
 
@@ -95,7 +96,12 @@ impl Connected {
         self.address(self.id.peer, self.id.peer_port)
     }
 
-    /// Where its datagrams come from.
+    /// UDP or TCP.
+    pub fn protocol(&self) -> Protocol {
+        if self.protocol == TCP { Protocol::Tcp } else { Protocol::Udp }
+    }
+
+    /// Where its packets come from.
     pub fn local(&self) -> SocketAddr {
         self.address(self.id.local, self.id.local_port)
     }
@@ -157,22 +163,40 @@ impl Diag {
 
     /// The connected UDP sockets of a family; IPv6 has those with mapped addresses too.
     pub fn connected(&mut self, family: IpFamily) -> Result<Vec<Connected>, DiagError> {
+        /// `1 << TCP_ESTABLISHED`: of a UDP socket, connected.
+        const CONNECTED: u32 = 1 << 1;
         let error = DiagError::of("list UDP sockets by NETLINK_SOCK_DIAG");
+        self.list(family, UDP, CONNECTED).map_err(error)
+    }
+
+    /// The TCP sockets of a family whose SYNs nobody has answered yet. The kernel looks through all its TCP
+    /// sockets, of every namespace.
+    pub fn connecting(&mut self, family: IpFamily) -> Result<Vec<Connected>, DiagError> {
+        /// `1 << TCP_SYN_SENT`.
+        const CONNECTING: u32 = 1 << 2;
+        let error = DiagError::of("list TCP sockets by NETLINK_SOCK_DIAG");
+        self.list(family, TCP, CONNECTING).map_err(error)
+    }
+
+    fn list(
+        &mut self,
+        family: IpFamily,
+        protocol: u8,
+        states: u32,
+    ) -> Result<Vec<Connected>, Errno> {
         let family = match family {
             IpFamily::V4 => AddressFamily::Inet,
             IpFamily::V6 => AddressFamily::Inet6,
         };
-        let id = SocketId::zeroed();
-        let sequence =
-            self.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family as u8, id).map_err(&error)?;
+        let wanted = Connected { family: family as u8, protocol, id: SocketId::zeroed() };
+        let sequence = self.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &wanted, states)?;
         let mut sockets = Vec::new();
         self.listen(sequence, |message| {
             let message = message.get(..size_of::<Message>())?;
             let Message { family, id, .. } = bytemuck::pod_read_unaligned(message);
-            sockets.push(Connected { family, id });
+            sockets.push(Connected { family, protocol, id });
             Some(())
-        })
-        .map_err(error)?;
+        })?;
         Ok(sockets)
     }
 
@@ -180,7 +204,7 @@ impl Diag {
     /// there as it was any more.
     pub fn destroy(&mut self, socket: &Connected) -> Result<bool, DiagError> {
         let ended = self
-            .ask(SOCK_DESTROY, NLM_F_ACK, socket.family, socket.id)
+            .ask(SOCK_DESTROY, NLM_F_ACK, socket, 0)
             .and_then(|sequence| self.listen(sequence, |_| None));
         match ended {
             Ok(()) => Ok(true),
@@ -194,11 +218,19 @@ impl Diag {
     pub fn probe(&mut self) -> Result<(), DiagError> {
         self.connected(IpFamily::V4)?;
         // Port 0 is nobody's.
-        let nobody = Connected { family: AddressFamily::Inet as u8, id: SocketId::zeroed() };
+        let family = AddressFamily::Inet as u8;
+        let nobody = Connected { family, protocol: UDP, id: SocketId::zeroed() };
         self.destroy(&nobody).map(drop)
     }
 
-    fn ask(&mut self, kind: u16, flags: u16, family: u8, id: SocketId) -> Result<u32, Errno> {
+    fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        socket: &Connected,
+        states: u32,
+    ) -> Result<u32, Errno> {
+        let Connected { family, protocol, id } = *socket;
         self.sequence = self.sequence.wrapping_add(1);
         let header = Header {
             length: size_of::<Request>() as u32,
@@ -207,8 +239,7 @@ impl Diag {
             sequence: self.sequence,
             port: 0,
         };
-        let request =
-            Request { header, family, protocol: UDP, extensions: 0, pad: 0, states: CONNECTED, id };
+        let request = Request { header, family, protocol, extensions: 0, pad: 0, states, id };
         send(self.socket.as_raw_fd(), bytemuck::bytes_of(&request), MsgFlags::empty())?;
         Ok(self.sequence)
     }
@@ -265,8 +296,10 @@ fn next(datagram: &[u8], sequence: u32) -> Option<(Option<Answer<'_>>, &[u8])> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::net::UdpSocket;
+    use std::io::Write as _;
+    use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::process::Command;
+    use std::time::{Duration, Instant};
 
     use nix::sched::{CloneFlags, unshare};
 
@@ -338,6 +371,47 @@ pub(super) mod tests {
                 assert!(ended.peer_addr().is_err(), "{to}");
                 assert_eq!(stays.peer_addr().unwrap(), to.parse().unwrap());
             }
+        });
+    }
+
+    #[test]
+    fn tcp_sockets_that_wait_are_listed_and_ended_and_connections_are_not() {
+        alone(|| {
+            for words in [
+                "link add nowhere type veth peer name nobody",
+                "link set nobody up",
+                "link set nowhere up",
+                "addr add 192.0.2.1/24 dev nowhere",
+                "addr add 2001:db8::1/64 dev nowhere nodad",
+                "neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev nowhere",
+                "neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev nowhere",
+            ] {
+                let status = Command::new("ip").args(words.split(' ')).status().unwrap();
+                assert!(status.success(), "ip {words}");
+            }
+            let server = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut connection = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+            let mut diag = Diag::here().unwrap();
+            for (family, to) in [(IpFamily::V4, "192.0.2.2:80"), (IpFamily::V6, "[2001:db8::2]:80")]
+            {
+                let caller = std::thread::spawn(move || TcpStream::connect(to).unwrap_err());
+                let started = Instant::now();
+                let waiting = loop {
+                    match diag.connecting(family).unwrap()[..] {
+                        [waiting] => break waiting,
+                        _ => assert!(started.elapsed() < Duration::from_secs(10), "{to}"),
+                    }
+                };
+                assert_eq!(
+                    (waiting.peer(), waiting.protocol()),
+                    (to.parse().unwrap(), Protocol::Tcp)
+                );
+                assert!(diag.destroy(&waiting).unwrap());
+                let error = caller.join().unwrap();
+                assert_eq!(error.raw_os_error(), Some(Errno::ECONNABORTED as i32), "{to}");
+                assert_eq!(diag.connecting(family).unwrap(), []);
+            }
+            connection.write_all(b"it lives").unwrap();
         });
     }
 

@@ -1,11 +1,13 @@
-//! What of the datapath outlives the endpoints that it leads to: connected UDP sockets.
+//! What of the datapath outlives the endpoints that it leads to: sockets that `connect` has led.
 //!
 //! Packets and unconnected sockets choose another endpoint by themselves when theirs has left, or the
 //! address has gone to another Service. A
 //! socket that `connect` translated doesn't ask again: its datagrams would go on to an address that is
 //! nobody's, or another pod's. So the agent ends it: its calls fail, and the application connects again.
 //! This holds for a deleted Service too (kube-proxy leaves those alone): there is nothing good at the
-//! old address in any case. TCP connections are never ended, as the endpoint itself ends them.
+//! old address in any case. TCP connections are never ended, as the endpoint itself ends them; but a TCP
+//! socket whose SYNs were led to nobody, as they were to be dropped, has no connection yet, and waits in
+//! vain once they wouldn't be.
 //!
 //! The same goes for a socket that names a Service and was connected without us, before we came or before
 //! the address was a Service's: once another proxy's rules and conntrack's memory are gone, nobody
@@ -18,8 +20,11 @@
 
 pub mod diag;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -40,21 +45,31 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// half of the time is left to others.
 const LONGEST_REST: Duration = Duration::from_millis(50);
 
-/// Rings when UDP endpoints may have left.
+/// Rings when UDP endpoints may have left, or TCP sockets may wait in vain.
 #[derive(Clone, Debug)]
-pub struct Bell(SyncSender<()>);
+pub struct Bell {
+    rings: SyncSender<()>,
+    /// The next look is at TCP sockets too: that costs more, and is seldom needed.
+    at_waiting: Arc<AtomicBool>,
+}
 
 impl Bell {
     /// A bell, and the ear that hears it.
     pub fn new() -> (Self, Receiver<()>) {
         let (rings, ear) = sync_channel(1);
-        (Self(rings), ear)
+        (Self { rings, at_waiting: Arc::default() }, ear)
     }
 
-    /// Has the sockets looked at soon. Never waits.
+    /// Has the connected UDP sockets looked at soon. Never waits.
     pub fn ring(&self) {
         // Full: it has been rung already. Disconnected: nobody can end sockets here, which was said.
-        let _ = self.0.try_send(());
+        let _ = self.rings.try_send(());
+    }
+
+    /// Has TCP sockets that wait for an answer looked at as well.
+    pub fn ring_for_waiting(&self) {
+        self.at_waiting.store(true, Ordering::Release);
+        self.ring();
     }
 }
 
@@ -66,6 +81,7 @@ pub fn end_stale_sockets<T: Translations>(
     metrics: Metrics,
 ) -> Bell {
     let (bell, rings) = Bell::new();
+    let at_waiting = Arc::clone(&bell.at_waiting);
     let work = move || {
         if let Err(error) = Diag::here().and_then(|mut diag| diag.probe()) {
             warn!(
@@ -75,7 +91,15 @@ pub fn end_stale_sockets<T: Translations>(
             return;
         }
         let visitor = Visitor::new().ok();
-        Ender { translations, namespaces, metrics, visitor, has_failed: false }.run(&rings);
+        let ender = Ender {
+            translations,
+            namespaces,
+            metrics,
+            visitor,
+            at_waiting,
+            failing: BTreeSet::new(),
+        };
+        ender.run(&rings);
     };
     if let Err(error) = std::thread::Builder::new().name("stale-sockets".into()).spawn(work) {
         warn!(%error, "connected UDP sockets are not ended when their endpoint leaves: no thread");
@@ -89,7 +113,41 @@ struct Ender<T> {
     namespaces: watch::Receiver<PodNamespaces>,
     metrics: Metrics,
     visitor: Option<Visitor>,
-    has_failed: bool,
+    at_waiting: Arc<AtomicBool>,
+    failing: BTreeSet<Kind>,
+}
+
+/// What is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    ConnectedUdp,
+    ConnectingTcp,
+}
+
+impl Kind {
+    /// What those that are ended have in common.
+    fn fault(self) -> &'static str {
+        match self {
+            Self::ConnectedUdp => "whose endpoint has left, or that nobody leads",
+            Self::ConnectingTcp => "that waited in silence for what is served now",
+        }
+    }
+
+    fn list(self, diag: &mut Diag, family: IpFamily) -> Result<Vec<Connected>, DiagError> {
+        match self {
+            Self::ConnectedUdp => diag.connected(family),
+            Self::ConnectingTcp => diag.connecting(family),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ConnectedUdp => "connected UDP sockets",
+            Self::ConnectingTcp => "TCP sockets",
+        })
+    }
 }
 
 /// What one look ended, by family.
@@ -98,6 +156,7 @@ type Ended = BTreeMap<IpFamily, u64>;
 impl<T: Translations> Ender<T> {
     fn run(mut self, rings: &Receiver<()>) {
         let mut again: Option<Instant> = None;
+        let mut waiting_again = false;
         loop {
             let rung = match again {
                 None => rings.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -109,18 +168,24 @@ impl<T: Translations> Ender<T> {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            self.look();
+            let waiting = self.at_waiting.swap(false, Ordering::Acquire) || waiting_again;
+            self.look(Kind::ConnectedUdp);
+            if waiting {
+                self.look(Kind::ConnectingTcp);
+            }
+            // A ring is followed by another look.
+            waiting_again = again.is_some() && waiting;
             std::thread::sleep(started.elapsed().min(LONGEST_REST));
         }
     }
 
-    /// Ends what is stale, in every namespace.
-    fn look(&mut self) {
+    /// Ends what is stale of a kind, in every namespace.
+    fn look(&mut self, kind: Kind) {
         let started = Instant::now();
         let mut ended = Ended::new();
         let mut failure = None;
         let node = (SocketOwner::Node, "this node");
-        self.look_at(node, Diag::here(), &mut ended, &mut failure);
+        self.look_at(node, Diag::here(), kind, &mut ended, &mut failure);
         let paths: Vec<PathBuf> =
             self.namespaces.borrow().values().map(|namespace| namespace.path.clone()).collect();
         for path in paths {
@@ -129,7 +194,7 @@ impl<T: Translations> Ender<T> {
             match visitor.visit(&path, Diag::here) {
                 Ok(diag) => {
                     let place = (SocketOwner::Pod, &*path.display().to_string());
-                    self.look_at(place, diag, &mut ended, &mut failure);
+                    self.look_at(place, diag, kind, &mut ended, &mut failure);
                 }
                 // It has ended, or can't be entered, which was said by those who follow namespaces.
                 Err(error) => debug!(path = %path.display(), %error, "can't look for sockets"),
@@ -137,27 +202,23 @@ impl<T: Translations> Ender<T> {
         }
         let took = started.elapsed();
         if ended.values().sum::<u64>() > 0 {
-            info!(
-                ?ended,
-                ?took,
-                "ended connected UDP sockets whose endpoint has left, or that nobody leads"
-            );
+            info!(?ended, ?took, "ended {kind} {}", kind.fault());
         }
-        self.metrics.stale_sockets_ended(&ended, took);
-        self.report(failure);
+        match kind {
+            Kind::ConnectedUdp => self.metrics.stale_sockets_ended(&ended, took),
+            Kind::ConnectingTcp => self.metrics.waiting_sockets_ended(ended.values().sum()),
+        }
+        self.report(kind, failure);
     }
 
     /// Says once that it doesn't work, and once that it does again.
-    fn report(&mut self, failure: Option<String>) {
+    fn report(&mut self, kind: Kind, failure: Option<String>) {
         match failure {
-            Some(failure) if self.has_failed => {
-                debug!(failure, "stale sockets still can't be ended")
+            Some(failure) if self.failing.insert(kind) => {
+                warn!("{kind} {} can't be ended: {failure}", kind.fault());
             }
-            Some(failure) => {
-                self.has_failed = true;
-                warn!("connected UDP sockets whose endpoint has left can't be ended: {failure}");
-            }
-            None if std::mem::take(&mut self.has_failed) => info!("stale sockets are ended again"),
+            Some(failure) => debug!(failure, "{kind} still can't be ended"),
+            None if self.failing.remove(&kind) => info!("{kind} are ended again"),
             None => {}
         }
     }
@@ -167,10 +228,11 @@ impl<T: Translations> Ender<T> {
         &self,
         (owner, place): (SocketOwner, &str),
         diag: Result<Diag, DiagError>,
+        kind: Kind,
         ended: &mut Ended,
         failure: &mut Option<String>,
     ) {
-        let mut fail = |error: &dyn std::fmt::Display| {
+        let mut fail = |error: &dyn fmt::Display| {
             failure.get_or_insert_with(|| format!("{place}: {error}"));
         };
         let mut diag = match diag {
@@ -178,7 +240,7 @@ impl<T: Translations> Ender<T> {
             Err(error) => return fail(&error),
         };
         for family in [IpFamily::V4, IpFamily::V6] {
-            let sockets = match diag.connected(family) {
+            let sockets = match kind.list(&mut diag, family) {
                 Ok(sockets) => sockets,
                 Err(error) => {
                     fail(&error);
@@ -205,7 +267,8 @@ impl<T: Translations> Ender<T> {
         owner: SocketOwner,
     ) -> Result<bool, Box<dyn std::error::Error>> {
         let (cookie, from, to) = (socket.cookie(), socket.local(), socket.peer());
-        if !self.translations.is_stale(&ConnectedSocket { cookie, from, to, owner })? {
+        let protocol = socket.protocol();
+        if !self.translations.is_stale(&ConnectedSocket { cookie, protocol, from, to, owner })? {
             return Ok(false);
         }
         let was_ended = diag.destroy(socket)?;

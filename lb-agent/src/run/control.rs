@@ -307,6 +307,9 @@ impl<D: Datapath> Control<D> {
         if report.udp_endpoints_left || report.udp_frontends_given {
             self.reports.udp_sockets_are_stale();
         }
+        if report.tcp_silence_ended {
+            self.reports.tcp_sockets_wait_in_vain();
+        }
         if report.udp_frontends_given {
             self.reports.udp_flows_are_stale();
         }

@@ -50,6 +50,7 @@ struct FakeState {
     slow: Duration,
     unfit: Vec<Unfit>,
     udp_endpoints_left: bool,
+    tcp_silence_ended: bool,
     udp_frontends_given: bool,
     clients: BTreeMap<u64, ClientAddresses>,
 }
@@ -67,8 +68,9 @@ impl Fake {
         }
         std::thread::sleep(state.slow);
         state.calls.push(call);
-        let FakeState { udp_endpoints_left, udp_frontends_given, .. } = *state;
-        Ok(ApplyReport { unfit: state.unfit.clone(), udp_endpoints_left, udp_frontends_given })
+        let FakeState { udp_endpoints_left, tcp_silence_ended, udp_frontends_given, .. } = *state;
+        let unfit = state.unfit.clone();
+        Ok(ApplyReport { unfit, udp_endpoints_left, tcp_silence_ended, udp_frontends_given })
     }
 }
 
@@ -451,20 +453,22 @@ async fn the_datapath_hears_of_pods_that_come_and_go_and_works_on_when_nobody_te
 #[tokio::test]
 async fn endpoints_that_left_are_told_to_whoever_ends_sockets_and_given_frontends_to_all() {
     let bench = Bench::synced(Fake::default()).await;
-    for (endpoint, left, given) in [
-        (2, false, false),
-        (3, true, false),
-        (4, false, false),
-        (5, false, true),
-        (6, false, false),
+    for (endpoint, left, given, silence) in [
+        (2, false, false, false),
+        (3, true, false, false),
+        (4, false, false, false),
+        (5, false, true, false),
+        (6, false, false, true),
+        (7, false, false, false),
     ] {
         {
             let mut state = bench.fake.0.lock().unwrap();
             (state.udp_endpoints_left, state.udp_frontends_given) = (left, given);
+            state.tcp_silence_ended = silence;
         }
         bench.send(vec![Change::Slice(slice(1, endpoint))]).await;
         bench.settle().await;
-        assert_eq!(bench.rings.try_recv().is_ok(), left || given, "{endpoint}");
+        assert_eq!(bench.rings.try_recv().is_ok(), left || given || silence, "{endpoint}");
         let told = tokio::time::timeout(Duration::ZERO, bench.stale_flows.notified()).await;
         assert_eq!(told.is_ok(), given, "{endpoint}");
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::args::{PodPath, Switch, XdpMode};
-use crate::cluster::snapshot::IpFamily;
+use crate::cluster::snapshot::{IpFamily, Protocol};
 use crate::config::Capacities;
 use crate::node::facts::{ClientAddresses, NodeFacts};
 use crate::plan::desired::{Delta, Desired, ServicePortKey};
@@ -101,12 +101,14 @@ pub struct Expiry {
     pub flows: Vec<(IpFamily, FlowUse)>,
 }
 
-/// A connected UDP socket.
+/// A connected UDP socket, or a TCP socket whose SYNs nobody has answered yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectedSocket {
     /// What `bpf_get_socket_cookie` returns for it.
     pub cookie: u64,
-    /// Where its datagrams come from.
+    /// [`Protocol::Udp`] or [`Protocol::Tcp`].
+    pub protocol: Protocol,
+    /// Where its packets come from.
     pub from: SocketAddr,
     /// Where it is connected.
     pub to: SocketAddr,
@@ -123,7 +125,7 @@ pub enum SocketOwner {
     Pod,
 }
 
-/// What the socket hooks remember of connected UDP sockets, for a thread of its own.
+/// What the socket hooks remember of sockets, for a thread of its own.
 pub trait Translations: Send + 'static {
     /// What goes wrong with one question; the next may succeed.
     type Error: std::error::Error + 'static;
@@ -132,7 +134,8 @@ pub trait Translations: Send + 'static {
     /// that was named has gone to another; or led it to nobody, because its packets were to be dropped,
     /// and wouldn't any more. Or whether they have not led it though it names a Service: it was connected
     /// before they were there, or to an address that was no Service's, and nobody translates its datagrams.
-    /// A socket that was connected to the endpoint itself is none of theirs.
+    /// A socket that was connected to the endpoint itself is none of theirs, and a TCP socket that was led
+    /// somewhere isn't either.
     fn is_stale(&self, socket: &ConnectedSocket) -> Result<bool, Self::Error>;
 
     /// The socket is not connected to `backend` any more.
@@ -161,6 +164,9 @@ pub struct ApplyReport {
     /// another proxy has left its sockets: those that are connected to what was there before have to be
     /// ended.
     pub udp_endpoints_left: bool,
+    /// What TCP Service ports dropped in silence is served, or may be: sockets that wait there in vain have to
+    /// be ended.
+    pub tcp_silence_ended: bool,
     /// UDP frontends are Service ports' that they may not have been before: what was sent to them and
     /// led elsewhere has to be led anew.
     pub udp_frontends_given: bool,

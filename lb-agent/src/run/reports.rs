@@ -238,6 +238,13 @@ impl Reports {
         }
     }
 
+    /// What TCP Service ports dropped in silence is served.
+    pub fn tcp_sockets_wait_in_vain(&self) {
+        if let Some(sockets) = &self.sockets {
+            sockets.ring_for_waiting();
+        }
+    }
+
     /// Addresses went to other UDP Service ports.
     pub fn udp_flows_are_stale(&self) {
         self.flows.notify_one();

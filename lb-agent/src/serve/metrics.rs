@@ -336,6 +336,12 @@ impl Metrics {
         }
     }
 
+    /// This many TCP sockets were ended that waited in silence for what is served now. There is nothing of them
+    /// that kube-proxy would have conntrack forget.
+    pub fn waiting_sockets_ended(&self, ended: u64) {
+        self.ours.ended_sockets.inc_by(ended);
+    }
+
     /// This many Service ports are not in the datapath, or not wholly.
     pub fn set_unfit(&self, count: usize) {
         self.ours.unfit.set(gauge(count));
@@ -432,7 +438,8 @@ impl KubeProxy {
         );
         registry.register(
             "conntrack_reconciler_deleted_entries",
-            "Connected UDP sockets that were ended because their endpoint left, or nobody leads them",
+            "Sockets that were ended: connected UDP sockets whose endpoint left or that nobody leads, and TCP \
+             sockets that waited in silence for what is served now",
             metrics.stale_deleted.clone(),
         );
         registry.register(
@@ -506,7 +513,8 @@ impl Ours {
         );
         registry.register(
             "ended_sockets",
-            "Connected UDP sockets that were ended because their endpoint left, or nobody leads them",
+            "Sockets that were ended: connected UDP sockets whose endpoint left or that nobody leads, and TCP \
+             sockets that waited in silence for what is served now",
             ours.ended_sockets.clone(),
         );
         registry.register(
@@ -597,6 +605,7 @@ mod tests {
             metrics.probed(Probe::Healthz, StatusCode::OK);
             let ended = BTreeMap::from([(IpFamily::V6, 4)]);
             metrics.stale_sockets_ended(&ended, Duration::from_millis(2));
+            metrics.waiting_sockets_ended(2);
             metrics.set_objects(&Objects { without_local: [[1, 0], [0, 2]], ..Objects::default() });
         });
         for line in [
@@ -609,6 +618,7 @@ mod tests {
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
             "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 0",
             "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 4",
+            "lb_agent_ended_sockets_total 6",
             "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 1",
             "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 1",

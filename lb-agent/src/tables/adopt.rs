@@ -67,6 +67,7 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
         unfit: BTreeMap::new(),
         skipped: BTreeMap::new(),
         udp_left: false,
+        tcp_silence_ended: false,
         udp_frontends: false,
         entries,
         store,

@@ -136,6 +136,7 @@ pub fn write<S: Store>(
     }
     if before.is_some() && before != silence(tables, &entry) {
         tables.udp_left |= key.protocol == Protocol::Udp;
+        tables.tcp_silence_ended |= key.protocol == Protocol::Tcp;
     }
     entry.backends = backends.into_values().collect();
     if entry.record != 0 {
@@ -151,7 +152,7 @@ pub fn write<S: Store>(
 
 /// What the current record has sockets of this node dropped in silence by: the internal policy, or a
 /// set of source ranges.
-fn silence<S: Store>(tables: &Tables<S>, entry: &Entry) -> Option<(bool, Option<SourceSet>)> {
+pub fn silence<S: Store>(tables: &Tables<S>, entry: &Entry) -> Option<(bool, Option<SourceSet>)> {
     const POLICY: u32 = ServiceFlags::INTERNAL_LOCAL | ServiceFlags::HAS_ENDPOINTS;
     let record = (entry.record != 0).then(|| tables.store.record(entry.record))?;
     let policy = record.flags & POLICY == POLICY && record.local.len == 0;

@@ -60,6 +60,8 @@ pub struct Tables<S> {
     /// Backends of UDP Service ports were retired since this was last asked, or what was dropped in
     /// silence isn't any more.
     udp_left: bool,
+    /// What was for TCP Service ports and dropped in silence isn't any more, since this was last asked.
+    tcp_silence_ended: bool,
     /// UDP frontends were given to Service ports since this was last asked.
     udp_frontends: bool,
 }
@@ -249,6 +251,12 @@ impl<S: Store> Tables<S> {
         std::mem::take(&mut self.udp_left)
     }
 
+    /// Whether TCP Service ports have begun to serve what they dropped in silence, or are gone, since the last
+    /// call.
+    pub fn take_tcp_silence_ended(&mut self) -> bool {
+        std::mem::take(&mut self.tcp_silence_ended)
+    }
+
     /// Whether UDP frontends were given to Service ports since the last call: each may have been
     /// another's before.
     pub fn take_udp_frontends(&mut self) -> bool {
@@ -327,6 +335,8 @@ impl<S: Store> Tables<S> {
             return Ok(());
         };
         self.udp_left |= key.protocol == Protocol::Udp;
+        self.tcp_silence_ended |=
+            key.protocol == Protocol::Tcp && entry::silence(self, &entry).is_some();
         self.store.publish(entry.index, ServicePointer::default());
         self.store.remove_name(entry.index)?;
         for index in &entry.backends {

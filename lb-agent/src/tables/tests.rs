@@ -638,7 +638,7 @@ fn frontends_given_to_udp_ports_are_told_once() {
 }
 
 #[test]
-fn udp_ports_whose_silence_changes_are_told_and_tcp_ports_are_not() {
+fn ports_whose_silence_changes_are_told_by_their_protocol() {
     let tcp = key("silent");
     let udp = ServicePortKey { protocol: Protocol::Udp, ..tcp.clone() };
     let of_policy = |internal_local: bool, backends: &[u8], are_local: bool| ServicePortPlan {
@@ -653,7 +653,8 @@ fn udp_ports_whose_silence_changes_are_told_and_tcp_ports_are_not() {
         source_ranges: Some(ranges.iter().map(|range| range.parse().unwrap()).collect()),
         ..plan(FrontendKind::LoadBalancer, 2, &[1])
     };
-    for (protocol, tells) in [(&udp, true), (&tcp, false)] {
+    for protocol in [&udp, &tcp] {
+        let is_udp = protocol.protocol == Protocol::Udp;
         let mut tables = applied(FakeStore::new(16, 16, 4096), &Desired::default());
         for (case, plan, told) in [
             ("there wasn't any", of_policy(true, &[1], false), false),
@@ -661,7 +662,7 @@ fn udp_ports_whose_silence_changes_are_told_and_tcp_ports_are_not() {
             ("they are here", of_policy(true, &[1, 2], true), true),
             ("they aren't any more: nothing was silent", of_policy(true, &[1, 2], false), false),
             ("policy Cluster", of_policy(false, &[1, 2], false), true),
-            ("one leaves", of_policy(false, &[1], false), true),
+            ("one leaves", of_policy(false, &[1], false), is_udp),
             ("ranges", of_ranges(&["10.0.0.0/8"]), false),
             ("the same ranges", of_ranges(&["10.0.0.0/8"]), false),
             ("other ranges", of_ranges(&["192.0.2.0/24"]), true),
@@ -669,7 +670,16 @@ fn udp_ports_whose_silence_changes_are_told_and_tcp_ports_are_not() {
         ] {
             let ports = [(protocol.clone(), Some(Arc::new(plan)))].into();
             tables.apply(&Delta { ports, ..Delta::default() }).unwrap();
-            assert_eq!(tables.take_udp_left(), told && tells, "{case}, {protocol:?}");
+            let (udp, tcp) = (tables.take_udp_left(), tables.take_tcp_silence_ended());
+            assert_eq!((udp, tcp), (told && is_udp, told && !is_udp), "{case}, {protocol:?}");
+        }
+        for (case, plan, told) in [
+            ("a silent port comes", Some(Arc::new(of_policy(true, &[1], false))), false),
+            ("and goes", None, true),
+        ] {
+            let ports = [(protocol.clone(), plan)].into();
+            tables.apply(&Delta { ports, ..Delta::default() }).unwrap();
+            assert_eq!(tables.take_tcp_silence_ended(), told && !is_udp, "{case}, {protocol:?}");
         }
     }
 }

@@ -1,12 +1,12 @@
 //! What is dropped in silence at a socket: nobody answers, nothing leaves the node, and sockets that
-//! were led to nobody are ended when the Service serves them.
+//! were led to nobody are ended when the Service serves them. What is dropped by packet gets through then.
 
 use std::time::{Duration, Instant};
 
 use lb_lab::{Family, Options, Request, Transport};
 
 use crate::manifest::{PORT, Service};
-use crate::stage::{Stage, each, eventually};
+use crate::stage::{Pods, Stage, each, eventually};
 
 /// Patience with silence.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -63,7 +63,7 @@ fn silence(options: &Options) {
                 let request = Request { mapped, connected, ..request }.patience(SILENCE);
                 let failure = stage.failure(from, &request);
                 assert_eq!(failure.errno, "ETIMEDOUT", "{from} {family} {transport}");
-                if transport == Transport::Udp && connected {
+                if connected {
                     waiting.push((from, request));
                 }
             }
@@ -112,4 +112,25 @@ fn silence(options: &Options) {
         }
     }
     assert_eq!(seen(&stage, "nobody"), 0, "nothing leaves");
+}
+
+#[test]
+fn a_connection_that_waits_in_silence_gets_through_to_the_first_endpoint_by_packet() {
+    let away = Service { internal_local: true, ..Service::new(1, &["pod-a1"]) };
+    let stage = Stage::serving(Pods::ByPacket, &Options::default(), std::slice::from_ref(&away));
+    let requests = Family::BOTH.map(|family| Request::tcp(away.cluster_ip().of(family), PORT));
+    std::thread::scope(|scope| {
+        let answers = requests.each_ref().map(|request| {
+            let request = request.clone().patience(PATIENCE * 2);
+            let stage = &stage;
+            scope.spawn(move || stage.answer("pod-b2", &request))
+        });
+        let drops = "lb_agent_drops_total{reason=\"no_local_endpoint\"}";
+        eventually("both wait", || stage.metric("node-b", drops) >= 2.0);
+        stage
+            .publish(&[Service { internal_local: true, ..Service::new(1, &["pod-a1", "pod-b1"]) }]);
+        for answer in answers {
+            assert_eq!(answer.join().unwrap().server, "pod-b1");
+        }
+    });
 }
