@@ -366,6 +366,8 @@ fn trace_runs_the_program_that_sctp_of_the_nodes_processes_meets() {
         let own = |service: &Service| {
             SocketAddr::new(stage.address("node-a", family), service.node_port_number())
         };
+        // The first Service with SCTP has brought programs to devices, one after the other.
+        eventually("lo has its program", || says(own(&services[1])).contains("says the same"));
         let text = says(own(&services[1]));
         for part in ["leave through lo", "forwarded to", "as its source", "says the same"] {
             assert!(text.contains(part), "{part}: {text}");
