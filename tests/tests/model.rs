@@ -36,7 +36,7 @@ fn no_datagram_of_a_flow_that_goes_on_reaches_an_endpoint_that_has_left() {
 #[test]
 fn random_cases_ask_for_everything() {
     let mut counts = BTreeMap::<String, u32>::new();
-    random(600, |case| {
+    random(3_000, |case| {
         for (ask, answer) in answers(case) {
             let verdict = match &answer.verdict {
                 Verdict::NotOurs => "not ours".to_owned(),
