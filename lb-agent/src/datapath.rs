@@ -2,7 +2,8 @@
 //! here is the order of the two. Maps are filled before anything is attached, so that the first
 //! packet finds everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::args::PodPath;
@@ -13,7 +14,8 @@ use crate::bpf::takeover::Handover;
 use crate::bpf::{BpfError, Kernel};
 use crate::cluster::snapshot::{IpFamily, Protocol};
 use crate::node::facts::{ClientAddresses, NodeFacts};
-use crate::plan::desired::{Delta, Desired};
+use crate::node::listeners;
+use crate::plan::desired::{Delta, Desired, FrontendAddress, ServicePortKey};
 use crate::run::datapath::{ApplyReport, Datapath, Expiry, FlowExpiry, Unfit};
 use crate::serve::metrics::MapFill;
 use crate::serve::status::Attachment;
@@ -56,6 +58,8 @@ pub struct NodeDatapath {
     handover: Option<(Handover, Instant)>,
     /// Pods of this node, by the cookies of their network namespaces.
     clients: BTreeMap<u64, ClientAddresses>,
+    /// It was said that nobody knows where processes listen.
+    is_deaf: bool,
 }
 
 impl NodeDatapath {
@@ -68,6 +72,7 @@ impl NodeDatapath {
             serves_sctp: false,
             handover: None,
             clients: BTreeMap::new(),
+            is_deaf: false,
         }
     }
 
@@ -114,6 +119,38 @@ impl NodeDatapath {
         self.write_node(tables)
     }
 
+    /// Leaves what is at these ClusterIPs to the processes that listen there.
+    fn leave_to_listeners(
+        &mut self,
+        tables: &mut Tables<PinnedMaps>,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<(), DatapathError> {
+        let found = match listeners::at(addresses) {
+            Ok(found) => found,
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_deaf, true) {
+                    tracing::warn!(
+                        "ClusterIPs on devices of this node are served though a process may listen there: \
+                         {error}"
+                    );
+                }
+                return Ok(());
+            }
+        };
+        if tables.set_listeners(found.into_iter().map(FrontendAddress::from).collect())? {
+            let left = tables.left_to_listeners();
+            let text = |(frontend, key): (&FrontendAddress, &ServicePortKey)| {
+                format!("{} of {key}", SocketAddr::new(frontend.address, frontend.port))
+            };
+            let left: Vec<_> = left.map(text).collect();
+            tracing::info!(
+                left = %left.join(", "),
+                "what processes of this node listen at on a ClusterIP is theirs"
+            );
+        }
+        Ok(())
+    }
+
     fn report(&mut self) -> ApplyReport {
         let udp_endpoints_left = self.tables.as_mut().is_some_and(Tables::take_udp_left);
         let tcp_silence_ended = self.tables.as_mut().is_some_and(Tables::take_tcp_silence_ended);
@@ -141,6 +178,8 @@ impl Datapath for NodeDatapath {
         // After an error the loop begins anew, with `begin_from`.
         self.write_clients(&mut tables)?;
         self.attach_devices(&mut tables)?;
+        let addresses = tables.cluster_ips_of_node();
+        self.leave_to_listeners(&mut tables, &addresses)?;
         self.tables = Some(tables);
         Ok(())
     }
@@ -160,6 +199,8 @@ impl Datapath for NodeDatapath {
 
     fn begin_from(&mut self, desired: &Desired) -> Result<ApplyReport, DatapathError> {
         let mut tables = Tables::adopt(self.kernel.maps()?)?;
+        let of_node = desired.cluster_ips().filter(|own| self.facts.addresses.contains_key(own));
+        self.leave_to_listeners(&mut tables, &of_node.collect())?;
         tables.reconcile(desired)?;
         self.write_clients(&mut tables)?;
         // NodePorts are told by the node's addresses.
@@ -193,8 +234,11 @@ impl Datapath for NodeDatapath {
     }
 
     fn maintain(&mut self) -> Result<ApplyReport, DatapathError> {
-        if let Some(tables) = &mut self.tables {
+        if let Some(mut tables) = self.tables.take() {
             tables.maintain()?;
+            let addresses = tables.cluster_ips_of_node();
+            self.leave_to_listeners(&mut tables, &addresses)?;
+            self.tables = Some(tables);
         }
         let mut sockets_were_left = false;
         if let Some((handover, looked)) = &mut self.handover

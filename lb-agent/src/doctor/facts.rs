@@ -29,8 +29,9 @@ use crate::inspect::rows::ServiceRow;
 use crate::node::classify::{Selection, node_facts};
 use crate::node::facts::NodeFacts;
 use crate::node::observe::{Observed, Observer};
-use crate::node::{cgroup, ports};
+use crate::node::{cgroup, listeners, ports};
 use crate::plan::Planner;
+use crate::plan::desired::{Desired, FrontendAddress, FrontendKind};
 use crate::run::source;
 use crate::status::http::{self, Answer};
 use crate::status::reachable;
@@ -80,6 +81,8 @@ pub struct Cluster {
     pub ranges: BTreeSet<IpNet>,
     /// `spec.podCIDRs` of this Node.
     pub pod_cidrs: Vec<IpNet>,
+    /// ClusterIPs and ports that processes of this node listen at, which are left to them.
+    pub left: BTreeSet<SocketAddr>,
     /// Ports on nodes' addresses, and whose they are.
     pub node_ports: BTreeMap<u16, String>,
     /// Some are of SCTP, which is translated by packet for pods.
@@ -210,7 +213,8 @@ async fn gather(
     let observed = observed.borrow().clone();
     let attachments = attached::attached(&config.bpffs).map_err(|error| error.to_string());
     let has_maps = matches!(attachments, Ok(Some(_)));
-    let (planner, cluster) = cluster(config, has_maps).await;
+    let own = observed.addresses.iter().map(|own| own.address).collect();
+    let (planner, cluster) = cluster(config, &own, has_maps).await;
     let addresses = planner.as_ref().and_then(|planner| planner.snapshot().node.as_ref());
     let addresses = addresses.map(|node| node.addresses.clone()).unwrap_or_default();
     let selection = Selection {
@@ -326,7 +330,11 @@ async fn answers(config: &Config, process: Option<u32>) -> Answers {
 }
 
 /// Asks the source of Services, plans as the agent does, and compares.
-async fn cluster(config: &Config, has_maps: bool) -> (Option<Planner>, Result<Cluster, Unknown>) {
+async fn cluster(
+    config: &Config,
+    own: &BTreeSet<IpAddr>,
+    has_maps: bool,
+) -> (Option<Planner>, Result<Cluster, Unknown>) {
     let mut following = match source::follow(&config.source, &config.node_name).await {
         Ok(following) => following,
         Err(error) => return (None, Err(error.to_string())),
@@ -350,7 +358,10 @@ async fn cluster(config: &Config, has_maps: bool) -> (Option<Planner>, Result<Cl
     let mut differences = None;
     if has_maps {
         let compare = |planner: &Planner| -> Result<Vec<String>, Unknown> {
-            let mut lines = diff::differences(planner.desired(), &services(&config.bpffs)?);
+            let mut wanted = planner.desired().clone();
+            let left = left_to_listeners(&wanted, own)?;
+            wanted.frontends.retain(|frontend, _| !left.contains(frontend));
+            let mut lines = diff::differences(&wanted, &services(&config.bpffs)?);
             let misled = slots::misled(&config.bpffs).map_err(|error| error.to_string())?;
             lines.extend(misled.iter().map(diff::misled));
             Ok(lines)
@@ -367,8 +378,19 @@ async fn cluster(config: &Config, has_maps: bool) -> (Option<Planner>, Result<Cl
             again.into_iter().filter(|line| first.contains(line)).collect()
         });
     }
-    let cluster = told(&planner, differences);
-    (Some(planner), Ok(cluster))
+    let cluster = told(&planner, own, differences);
+    (Some(planner), cluster)
+}
+
+/// The frontends that processes of this node listen at, of the ClusterIPs that it has on its devices.
+fn left_to_listeners(
+    desired: &Desired,
+    own: &BTreeSet<IpAddr>,
+) -> Result<BTreeSet<FrontendAddress>, Unknown> {
+    let of_node = desired.cluster_ips().filter(|address| own.contains(address)).collect();
+    let found = listeners::at(&of_node).map_err(|error| error.to_string())?;
+    let frontends = found.into_iter().map(FrontendAddress::from);
+    Ok(frontends.filter(|frontend| desired.frontends.contains_key(frontend)).collect())
 }
 
 fn services(bpffs: &Path) -> Result<Vec<ServiceRow>, Unknown> {
@@ -383,9 +405,13 @@ async fn take_for(planner: &mut Planner, following: &mut source::Following, time
     }
 }
 
-fn told(planner: &Planner, differences: Option<Vec<String>>) -> Cluster {
-    use crate::plan::desired::FrontendKind;
+fn told(
+    planner: &Planner,
+    own: &BTreeSet<IpAddr>,
+    differences: Option<Vec<String>>,
+) -> Result<Cluster, Unknown> {
     let desired = planner.desired();
+    let left = left_to_listeners(desired, own)?;
     let addresses =
         desired.frontends.iter().filter(|(_, (_, kind))| *kind != FrontendKind::NodePort).map(
             |(address, (key, kind))| ServiceAddress {
@@ -399,7 +425,8 @@ fn told(planner: &Planner, differences: Option<Vec<String>>) -> Cluster {
         let is_node_port = *kind == FrontendKind::NodePort;
         is_node_port.then(|| (address.port, key.service.to_string()))
     });
-    Cluster {
+    Ok(Cluster {
+        left: left.into_iter().map(|own| SocketAddr::new(own.address, own.port)).collect(),
         node_ports: node_ports.collect(),
         has_sctp: desired.ports.keys().any(|key| key.protocol == Protocol::Sctp),
         ports: desired.ports.len(),
@@ -412,5 +439,5 @@ fn told(planner: &Planner, differences: Option<Vec<String>>) -> Cluster {
         ranges: desired.ranges.clone().unwrap_or_default(),
         pod_cidrs: node.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
         differences,
-    }
+    })
 }

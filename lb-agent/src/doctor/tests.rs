@@ -391,6 +391,16 @@ fn addresses_that_others_have_too_are_named() {
         "ClusterIP 192.0.2.1 of Service default/web",
     );
     assert_eq!(worst(&with("192.0.2.1", false, &[])), Severity::Info);
+    let mut cached = facts();
+    let cluster = cached.cluster.as_mut().unwrap();
+    let (address, service) = ("192.0.2.1".parse().unwrap(), "kube-system/kube-dns".into());
+    cluster.addresses = [ServiceAddress { address, is_cluster_ip: true, service }].into();
+    cluster.left = ["192.0.2.1:53".parse().unwrap()].into();
+    let found = addresses(&cached);
+    assert_eq!(worst(&found), Severity::Info);
+    let text =
+        "listens at the ClusterIP 192.0.2.1 of Service kube-system/kube-dns, on the device eth0";
+    assert!(found.iter().any(|finding| finding.finding.contains(text)), "{found:?}");
     one(
         with("10.1.2.3", true, &["10.1.0.0/16"]),
         Severity::Error,

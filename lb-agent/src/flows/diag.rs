@@ -1,5 +1,5 @@
 //! `NETLINK_SOCK_DIAG`: which UDP sockets of a network namespace are connected where, which TCP sockets wait
-//! for an answer to their SYNs, and their end.
+//! for an answer to their SYNs, their end, and where others listen.
 //!
 //! The messages are those of include/uapi/linux/{netlink,inet_diag,sock_diag}.h. A socket belongs to
 //! the namespace in which it was opened, wherever its thread goes after that.
@@ -76,22 +76,22 @@ struct Message {
     id: SocketId,
 }
 
-/// A connected UDP socket, or a TCP socket that is connecting.
+/// A TCP or UDP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connected {
+pub struct Socket {
     family: u8,
     protocol: u8,
     id: SocketId,
 }
 
-impl Connected {
+impl Socket {
     /// Its cookie: what `bpf_get_socket_cookie` returns for it.
     pub fn cookie(&self) -> u64 {
         let [low, high] = self.id.cookie;
         u64::from(high) << 32 | u64::from(low)
     }
 
-    /// Where it is connected. An IPv6 socket to a mapped address talks IPv4.
+    /// Where it is connected, or connects to. An IPv6 socket to a mapped address talks IPv4.
     pub fn peer(&self) -> SocketAddr {
         self.address(self.id.peer, self.id.peer_port)
     }
@@ -134,7 +134,7 @@ impl DiagError {
 
 /// What answers of the kernel are about.
 enum Answer<'a> {
-    Socket(&'a [u8]),
+    Found(&'a [u8]),
     End(Result<(), Errno>),
 }
 
@@ -162,7 +162,7 @@ impl Diag {
     }
 
     /// The connected UDP sockets of a family; IPv6 has those with mapped addresses too.
-    pub fn connected(&mut self, family: IpFamily) -> Result<Vec<Connected>, DiagError> {
+    pub fn connected(&mut self, family: IpFamily) -> Result<Vec<Socket>, DiagError> {
         /// `1 << TCP_ESTABLISHED`: of a UDP socket, connected.
         const CONNECTED: u32 = 1 << 1;
         let error = DiagError::of("list UDP sockets by NETLINK_SOCK_DIAG");
@@ -171,30 +171,38 @@ impl Diag {
 
     /// The TCP sockets of a family whose SYNs nobody has answered yet. The kernel looks through all its TCP
     /// sockets, of every namespace.
-    pub fn connecting(&mut self, family: IpFamily) -> Result<Vec<Connected>, DiagError> {
+    pub fn connecting(&mut self, family: IpFamily) -> Result<Vec<Socket>, DiagError> {
         /// `1 << TCP_SYN_SENT`.
         const CONNECTING: u32 = 1 << 2;
         let error = DiagError::of("list TCP sockets by NETLINK_SOCK_DIAG");
         self.list(family, TCP, CONNECTING).map_err(error)
     }
 
-    fn list(
-        &mut self,
-        family: IpFamily,
-        protocol: u8,
-        states: u32,
-    ) -> Result<Vec<Connected>, Errno> {
+    /// The sockets of a family that wait for what comes: TCP sockets that listen, and UDP sockets that are
+    /// connected to nobody.
+    pub fn listening(&mut self, family: IpFamily) -> Result<Vec<Socket>, DiagError> {
+        /// `1 << TCP_LISTEN`.
+        const LISTENING: u32 = 1 << 10;
+        /// `1 << TCP_CLOSE`: of a UDP socket, connected to nobody.
+        const UNCONNECTED: u32 = 1 << 7;
+        let error = DiagError::of("list sockets that listen by NETLINK_SOCK_DIAG");
+        let mut sockets = self.list(family, TCP, LISTENING).map_err(&error)?;
+        sockets.extend(self.list(family, UDP, UNCONNECTED).map_err(error)?);
+        Ok(sockets)
+    }
+
+    fn list(&mut self, family: IpFamily, protocol: u8, states: u32) -> Result<Vec<Socket>, Errno> {
         let family = match family {
             IpFamily::V4 => AddressFamily::Inet,
             IpFamily::V6 => AddressFamily::Inet6,
         };
-        let wanted = Connected { family: family as u8, protocol, id: SocketId::zeroed() };
+        let wanted = Socket { family: family as u8, protocol, id: SocketId::zeroed() };
         let sequence = self.ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &wanted, states)?;
         let mut sockets = Vec::new();
         self.listen(sequence, |message| {
             let message = message.get(..size_of::<Message>())?;
             let Message { family, id, .. } = bytemuck::pod_read_unaligned(message);
-            sockets.push(Connected { family, protocol, id });
+            sockets.push(Socket { family, protocol, id });
             Some(())
         })?;
         Ok(sockets)
@@ -202,7 +210,7 @@ impl Diag {
 
     /// Ends a socket: its calls fail, and it is connected to nothing any more. `false` if it isn't
     /// there as it was any more.
-    pub fn destroy(&mut self, socket: &Connected) -> Result<bool, DiagError> {
+    pub fn destroy(&mut self, socket: &Socket) -> Result<bool, DiagError> {
         let ended = self
             .ask(SOCK_DESTROY, NLM_F_ACK, socket, 0)
             .and_then(|sequence| self.listen(sequence, |_| None));
@@ -219,18 +227,12 @@ impl Diag {
         self.connected(IpFamily::V4)?;
         // Port 0 is nobody's.
         let family = AddressFamily::Inet as u8;
-        let nobody = Connected { family, protocol: UDP, id: SocketId::zeroed() };
+        let nobody = Socket { family, protocol: UDP, id: SocketId::zeroed() };
         self.destroy(&nobody).map(drop)
     }
 
-    fn ask(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        socket: &Connected,
-        states: u32,
-    ) -> Result<u32, Errno> {
-        let Connected { family, protocol, id } = *socket;
+    fn ask(&mut self, kind: u16, flags: u16, socket: &Socket, states: u32) -> Result<u32, Errno> {
+        let Socket { family, protocol, id } = *socket;
         self.sequence = self.sequence.wrapping_add(1);
         let header = Header {
             length: size_of::<Request>() as u32,
@@ -260,7 +262,7 @@ impl Diag {
             let mut rest = buffer.get(..length).unwrap_or_default();
             while let Some((answer, behind)) = next(rest, sequence) {
                 match answer {
-                    Some(Answer::Socket(message)) => {
+                    Some(Answer::Found(message)) => {
                         // A message that is too short for its kind isn't one that we know.
                         let _ = visit(message);
                     }
@@ -288,7 +290,7 @@ fn next(datagram: &[u8], sequence: u32) -> Option<(Option<Answer<'_>>, &[u8])> {
             let result = if errno == 0 { Ok(()) } else { Err(Errno::from_raw(-errno)) };
             Some(Answer::End(result))
         }
-        SOCK_DIAG_BY_FAMILY => Some(Answer::Socket(body)),
+        SOCK_DIAG_BY_FAMILY => Some(Answer::Found(body)),
         _ => None,
     };
     Some((answer.filter(|_| is_ours), behind))
@@ -371,6 +373,24 @@ pub(super) mod tests {
                 assert!(ended.peer_addr().is_err(), "{to}");
                 assert_eq!(stays.peer_addr().unwrap(), to.parse().unwrap());
             }
+        });
+    }
+
+    #[test]
+    fn where_sockets_listen_is_told_and_connected_ones_are_not() {
+        alone(|| {
+            let tcp = TcpListener::bind("127.0.0.1:7001").unwrap();
+            let _connection = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+            let _udp = [UdpSocket::bind("127.0.0.1:7002"), UdpSocket::bind("[::1]:7003")];
+            let _connected = connected("127.0.0.1:7004", "127.0.0.1:7002");
+            let mut diag = Diag::here().unwrap();
+            let mut listening = |family| -> Vec<String> {
+                let sockets = diag.listening(family).unwrap();
+                let text = |socket: &Socket| format!("{:?} {}", socket.protocol(), socket.local());
+                sockets.iter().map(text).collect()
+            };
+            assert_eq!(listening(IpFamily::V4), ["Tcp 127.0.0.1:7001", "Udp 127.0.0.1:7002"]);
+            assert_eq!(listening(IpFamily::V6), ["Udp [::1]:7003"]);
         });
     }
 

@@ -36,7 +36,7 @@ use crate::node::namespace::Visitor;
 use crate::node::pods::PodNamespaces;
 use crate::run::datapath::{ConnectedSocket, SocketOwner, Translations};
 use crate::serve::metrics::Metrics;
-use diag::{Connected, Diag, DiagError};
+use diag::{Diag, DiagError, Socket};
 
 /// A call of `connect` that chose its endpoint just before it left may be done only after our look:
 /// another one follows.
@@ -133,7 +133,7 @@ impl Kind {
         }
     }
 
-    fn list(self, diag: &mut Diag, family: IpFamily) -> Result<Vec<Connected>, DiagError> {
+    fn list(self, diag: &mut Diag, family: IpFamily) -> Result<Vec<Socket>, DiagError> {
         match self {
             Self::ConnectedUdp => diag.connected(family),
             Self::ConnectingTcp => diag.connecting(family),
@@ -263,7 +263,7 @@ impl<T: Translations> Ender<T> {
     fn end_if_stale(
         &self,
         diag: &mut Diag,
-        socket: &Connected,
+        socket: &Socket,
         owner: SocketOwner,
     ) -> Result<bool, Box<dyn std::error::Error>> {
         let (cookie, from, to) = (socket.cookie(), socket.local(), socket.peer());
@@ -278,7 +278,7 @@ impl<T: Translations> Ender<T> {
 }
 
 /// Family of what it talks; a mapped address is IPv4.
-fn family_of(socket: &Connected) -> IpFamily {
+fn family_of(socket: &Socket) -> IpFamily {
     if socket.peer().is_ipv4() { IpFamily::V4 } else { IpFamily::V6 }
 }
 

@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod classify;
 pub mod facts;
+pub mod listeners;
 pub mod namespace;
 pub mod observe;
 pub mod pods;

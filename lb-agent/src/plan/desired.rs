@@ -58,6 +58,12 @@ pub struct FrontendAddress {
     pub protocol: Protocol,
 }
 
+impl From<(Protocol, SocketAddr)> for FrontendAddress {
+    fn from((protocol, at): (Protocol, SocketAddr)) -> Self {
+        Self { address: at.ip(), port: at.port(), protocol }
+    }
+}
+
 /// Where a backend runs, as far as the API tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Placement {
@@ -211,6 +217,13 @@ pub struct Desired {
 }
 
 impl Desired {
+    /// The ClusterIPs of all Services.
+    pub fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> {
+        let is_cluster_ip = |kind: &FrontendKind| *kind == FrontendKind::ClusterIp;
+        let frontends = self.frontends.iter().filter(move |(_, (_, kind))| is_cluster_ip(kind));
+        frontends.map(|(frontend, _)| frontend.address)
+    }
+
     /// Applies a delta of [`super::Planner::apply`] to the state that it was computed from.
     pub fn apply(&mut self, delta: Delta) {
         for (key, plan) in delta.ports {

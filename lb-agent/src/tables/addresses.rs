@@ -116,6 +116,12 @@ impl Addresses {
         if before == bit { Ok(()) } else { self.write(store, frontend.address.into()) }
     }
 
+    /// ClusterIPs that the node has on its devices.
+    pub(super) fn cluster_ips_of_node(&self) -> BTreeSet<IpAddr> {
+        let addresses = self.node.keys().map(|address| IpAddr::from(*address));
+        addresses.filter(|own| self.service_bits(*own) & AddressFlags::CLUSTER_IP != 0).collect()
+    }
+
     /// Forgets Service addresses that only an earlier run knew.
     pub(super) fn settle<S: Store>(&mut self, store: &mut S) -> Result<(), StoreError> {
         let all: Vec<Address> = self.written.keys().copied().collect();

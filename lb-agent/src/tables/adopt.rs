@@ -66,6 +66,8 @@ pub fn adopt<S: Store>(mut store: S) -> Result<Tables<S>, StoreError> {
         retired: Retired::default(),
         unfit: BTreeMap::new(),
         skipped: BTreeMap::new(),
+        listeners: BTreeSet::new(),
+        left: BTreeMap::new(),
         udp_left: false,
         tcp_silence_ended: false,
         udp_frontends: false,

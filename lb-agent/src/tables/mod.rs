@@ -25,7 +25,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_common::abi::{
-    Address, Backend, BackendIndex, ClientAddresses, Frontend, ServiceIndex, ServicePointer,
+    Address, Backend, BackendIndex, ClientAddresses, Frontend, FrontendKind as AbiKind,
+    ServiceIndex, ServicePointer,
 };
 
 use crate::cluster::snapshot::Protocol;
@@ -57,6 +58,10 @@ pub struct Tables<S> {
     unfit: BTreeMap<ServicePortKey, Unfit>,
     /// Frontends that the map had no room for, or whose Service port is not there.
     skipped: BTreeMap<FrontendAddress, (ServicePortKey, FrontendKind)>,
+    /// ClusterIPs and ports that processes of this node listen at.
+    listeners: BTreeSet<FrontendAddress>,
+    /// Frontends that the map doesn't hold because of them.
+    left: BTreeMap<FrontendAddress, (ServicePortKey, FrontendKind)>,
     /// Backends of UDP Service ports were retired since this was last asked, or what was dropped in
     /// silence isn't any more.
     udp_left: bool,
@@ -129,6 +134,7 @@ impl<S: Store> Tables<S> {
             }
         }
         self.skipped.clear();
+        self.left.clear();
         self.unfit.retain(|key, _| desired.ports.contains_key(key));
         for (address, holder) in &desired.frontends {
             delta.frontends.insert(*address, Some(holder.clone()));
@@ -144,6 +150,7 @@ impl<S: Store> Tables<S> {
         for (address, holder) in &delta.frontends {
             if holder.is_none() {
                 self.skipped.remove(address);
+                self.left.remove(address);
                 self.addresses.set_service(&mut self.store, address, None)?;
                 self.store.remove_frontend(&encode::frontend_key(address))?;
             }
@@ -200,6 +207,52 @@ impl<S: Store> Tables<S> {
             self.store.remove_device(*index)?;
         }
         Ok(())
+    }
+
+    /// ClusterIPs that the node has on its devices: processes may listen there.
+    pub fn cluster_ips_of_node(&self) -> BTreeSet<IpAddr> {
+        self.addresses.cluster_ips_of_node()
+    }
+
+    /// Leaves frontends at ClusterIPs to the processes of this node that listen there, and serves those that
+    /// have none any more. Whether that made a difference.
+    pub fn set_listeners(
+        &mut self,
+        listeners: BTreeSet<FrontendAddress>,
+    ) -> Result<bool, StoreError> {
+        let gone: Vec<_> = self.listeners.difference(&listeners).copied().collect();
+        let new = listeners.difference(&self.listeners);
+        let new: BTreeMap<_, _> =
+            new.map(|address| (encode::frontend_key(address), *address)).collect();
+        self.listeners = listeners;
+        let mut has_changed = false;
+        for address in &gone {
+            if let Some((key, kind)) = self.left.remove(address) {
+                let is_udp = address.protocol == Protocol::Udp;
+                // Sockets may be connected to the process that is gone.
+                self.udp_left |= is_udp;
+                self.udp_frontends |= is_udp;
+                self.write_frontend(address, &key, kind)?;
+                has_changed = true;
+            }
+        }
+        let present = if new.is_empty() { Vec::new() } else { self.store.frontends()? };
+        for (key, frontend) in present {
+            let Some(address) = new.get(&key) else { continue };
+            let holder = self.entries.iter().find(|(_, entry)| entry.index == frontend.service);
+            let kind = AbiKind::from_number(frontend.kind).map(encode::desired_kind);
+            if let (Some((holder, _)), Some(kind)) = (holder, kind) {
+                let holder = holder.clone();
+                self.write_frontend(address, &holder, kind)?;
+                has_changed |= self.left.contains_key(address);
+            }
+        }
+        Ok(has_changed)
+    }
+
+    /// Frontends that are left to processes of this node, with their Service ports.
+    pub fn left_to_listeners(&self) -> impl Iterator<Item = (&FrontendAddress, &ServicePortKey)> {
+        self.left.iter().map(|(address, (key, _))| (address, key))
     }
 
     /// Makes the maps hold the addresses of these network namespaces, by cookie. Returns those that
@@ -308,6 +361,12 @@ impl<S: Store> Tables<S> {
         key: &ServicePortKey,
         kind: FrontendKind,
     ) -> Result<(), StoreError> {
+        if kind == FrontendKind::ClusterIp && self.listeners.contains(address) {
+            self.skipped.remove(address);
+            self.left.insert(*address, (key.clone(), kind));
+            return self.store.remove_frontend(&encode::frontend_key(address));
+        }
+        self.left.remove(address);
         let written = match self.entries.get(key) {
             None => false,
             Some(entry) => {

@@ -638,6 +638,57 @@ fn frontends_given_to_udp_ports_are_told_once() {
 }
 
 #[test]
+fn cluster_ips_that_a_process_listens_at_are_left_to_it_as_long_as_it_does() {
+    let dns = ServicePortKey { protocol: Protocol::Udp, ..key("dns") };
+    let at = |last: u8| FrontendAddress { protocol: Protocol::Udp, ..frontend(last) };
+    let (cluster_ip, external) = (at(1), at(2));
+    let mut desired = Desired::default();
+    desired.ports.insert(dns.clone(), plan(FrontendKind::ClusterIp, 1, &[1]).into());
+    desired.frontends.insert(cluster_ip, (dns.clone(), FrontendKind::ClusterIp));
+    desired.frontends.insert(external, (dns.clone(), FrontendKind::ExternalIp));
+    let mut tables = applied(FakeStore::new(16, 16, 64), &desired);
+    let own: BTreeMap<_, _> = [cluster_ip, external].map(|own| (own.address, false)).into();
+    let facts = NodeFacts { addresses: own, ..NodeFacts::default() };
+    tables.set_node(&facts, |_| false).unwrap();
+    assert_eq!(tables.cluster_ips_of_node(), [cluster_ip.address].into());
+
+    let both = || [cluster_ip, external].into();
+    let served = |tables: &Tables<FakeStore>| {
+        let has = |address| tables.store().frontends.contains_key(&encode::frontend_key(&address));
+        (has(cluster_ip), has(external))
+    };
+    assert!(tables.set_listeners(both()).unwrap());
+    assert_eq!(served(&tables), (false, true), "an external IP is the Service's");
+    assert!(!tables.set_listeners(both()).unwrap(), "nothing is new");
+    tables.take_udp_frontends();
+    assert!(!tables.take_udp_left(), "what was led goes on");
+    tables
+        .apply(&Delta {
+            frontends: [(cluster_ip, Some((dns.clone(), FrontendKind::ClusterIp)))].into(),
+            ..Delta::default()
+        })
+        .unwrap();
+    assert_eq!(served(&tables), (false, true), "written again");
+    let left: Vec<_> = tables.left_to_listeners().collect();
+    assert_eq!(left, [(&cluster_ip, &dns)]);
+
+    // The next agent looks before it writes.
+    let mut tables = Tables::adopt(tables.into_store()).unwrap();
+    assert!(!tables.set_listeners(both()).unwrap());
+    tables.reconcile(&desired).unwrap();
+    assert_eq!(served(&tables), (false, true), "of the agent before");
+    tables.take_udp_frontends();
+    assert!(tables.set_listeners([external].into()).unwrap());
+    assert_eq!(served(&tables), (true, true));
+    assert!(tables.take_udp_left() && tables.take_udp_frontends(), "sockets talk to the process");
+
+    tables.set_listeners(both()).unwrap();
+    tables.apply(&Delta { frontends: [(cluster_ip, None)].into(), ..Delta::default() }).unwrap();
+    assert!(tables.set_listeners([].into()).is_ok_and(|changed| !changed), "no Service has it");
+    assert_eq!(served(&tables), (false, true));
+}
+
+#[test]
 fn ports_whose_silence_changes_are_told_by_their_protocol() {
     let tcp = key("silent");
     let udp = ServicePortKey { protocol: Protocol::Udp, ..tcp.clone() };

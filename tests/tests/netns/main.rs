@@ -26,6 +26,7 @@ mod icmp;
 mod large_packets;
 mod legacy_iptables;
 mod limits;
+mod listeners;
 mod manifest;
 mod monitor;
 mod monitor_behind;

@@ -1,6 +1,7 @@
 //! The node's network: forwarding, devices, MTUs, addresses.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
@@ -176,7 +177,7 @@ pub fn addresses(facts: &Facts) -> Vec<Finding> {
     let pods: BTreeSet<IpNet> =
         facts.cluster_cidrs.iter().chain(&cluster.pod_cidrs).copied().collect();
     for service in &cluster.addresses {
-        found.extend(on_a_device(facts, service));
+        found.extend(on_a_device(facts, &cluster.left, service));
         if let Some(range) = pods.iter().find(|range| range.contains(&service.address)) {
             found.push(finding(
                 Error,
@@ -206,21 +207,39 @@ pub fn addresses(facts: &Facts) -> Vec<Finding> {
     or_fine(found, CHECK, "each Service address has one owner, and no device or pod has it too")
 }
 
-fn on_a_device(facts: &Facts, service: &ServiceAddress) -> Option<Finding> {
+fn on_a_device(
+    facts: &Facts,
+    left: &BTreeSet<SocketAddr>,
+    service: &ServiceAddress,
+) -> Option<Finding> {
     let own = facts.observed.addresses.iter().find(|own| own.address == service.address)?;
     let device = facts.observed.links.get(&own.link).map_or("?", |link| link.name.as_str());
     if device == ipvs::DEVICE {
         return None;
     }
     let ServiceAddress { address, service: name, .. } = service;
-    Some(if service.is_cluster_ip {
+    let ports: BTreeSet<_> =
+        left.iter().filter(|left| left.ip() == *address).map(SocketAddr::port).collect();
+    Some(if !ports.is_empty() {
+        let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+        finding(
+            Info,
+            "addresses",
+            format!(
+                "a process of this node listens at the ClusterIP {address} of Service {name}, on the device \
+                 {device}, and answers port {} there",
+                ports.join(", ")
+            ),
+            "",
+        )
+    } else if service.is_cluster_ip {
         finding(
             Warning,
             "addresses",
             format!("the ClusterIP {address} of Service {name} is also on the device {device}"),
             format!(
-                "connections to it are translated all the same; if nothing there is to answer (NodeLocal \
-                 DNSCache does), ip addr del {}/{} dev {device}",
+                "no process of this node listens exactly there, so that connections are translated all the \
+                 same; ip addr del {}/{} dev {device}",
                 own.address, own.prefix_length
             ),
         )

@@ -3,7 +3,7 @@
 
 mod maps;
 mod network;
-mod report;
+pub mod report;
 
 use std::fs;
 
