@@ -155,6 +155,8 @@ fn not_ours<T: Tables>(tables: &T, destination: &Destination) -> &'static str {
     let is_node = flags & AddressFlags::NODE != 0;
     if is_node && flags & AddressFlags::NODE_PORTS == 0 && tables.frontend(&key).is_some() {
         "a Service has this NodePort, but --nodeport-addresses leaves this address out"
+    } else if is_node && flags & AddressFlags::CLUSTER_IP != 0 {
+        "a ClusterIP that this node has on a device: left to the process that listens there"
     } else if is_node {
         "an address of this node itself, and no Service has this NodePort"
     } else if flags & AddressFlags::EXTERNAL != 0 {
@@ -303,6 +305,18 @@ mod tests {
                 "10.96.0.1:81",
                 Client::OnNode,
                 "whose Service has no such port",
+                0,
+            ),
+            (
+                "a port of the node's own",
+                {
+                    let mut world = world(plain);
+                    world.own("10.96.0.1".parse().unwrap(), false);
+                    world
+                },
+                "10.96.0.1:81",
+                Client::OnNode,
+                "left to the process that listens there",
                 0,
             ),
             (

@@ -66,6 +66,11 @@ fn a_process_that_listens_at_a_cluster_ip_of_its_node_answers_there_as_long_as_i
     assert!(answers(&stage, &service, &ELSEWHERE, "pod-b1"), "other nodes have no such process");
     let answer = stage.answer("node-a", &before);
     assert_eq!((answer.server.as_str(), answer.local), ("pod-b1", socket), "what was led goes on");
+    for from in ["node", &stage.address("pod-a1", Family::V4).to_string()] {
+        let to = format!("{}:{PORT}", service.cluster_ip().v4);
+        let trace = stage.agent_says("node-a", &["trace", "--from", from, "--to", &to]);
+        assert!(trace.contains("left to the process that listens there"), "{trace}");
+    }
     let report = Report::of_running(&stage);
     for finding in report.of_check("addresses") {
         assert!(
