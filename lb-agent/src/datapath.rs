@@ -138,15 +138,17 @@ impl NodeDatapath {
             }
         };
         if tables.set_listeners(found.into_iter().map(FrontendAddress::from).collect())? {
-            let left = tables.left_to_listeners();
             let text = |(frontend, key): (&FrontendAddress, &ServicePortKey)| {
                 format!("{} of {key}", SocketAddr::new(frontend.address, frontend.port))
             };
-            let left: Vec<_> = left.map(text).collect();
-            tracing::info!(
-                left = %left.join(", "),
-                "what processes of this node listen at on a ClusterIP is theirs"
-            );
+            let left: Vec<_> = tables.left_to_listeners().map(text).collect();
+            if left.is_empty() {
+                tracing::info!(
+                    "no process of this node listens at a ClusterIP any more: all are served"
+                );
+            } else {
+                tracing::info!(left = %left.join(", "), "left to processes of this node, which listen there");
+            }
         }
         Ok(())
     }
