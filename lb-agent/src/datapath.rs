@@ -34,6 +34,18 @@ fn warn_of<T: Default>(result: Result<T, TakeoverError>) -> T {
     })
 }
 
+fn say_what_is_left(tables: &Tables<PinnedMaps>) {
+    let text = |(frontend, key): (&FrontendAddress, &ServicePortKey)| {
+        format!("{} of {key}", SocketAddr::new(frontend.address, frontend.port))
+    };
+    let left: Vec<_> = tables.left_to_listeners().map(text).collect();
+    if left.is_empty() {
+        tracing::info!("no process of this node listens at a ClusterIP any more: all are served");
+    } else {
+        tracing::info!(left = %left.join(", "), "left to processes of this node, which listen there");
+    }
+}
+
 /// What made the datapath unusable; the loop starts over.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
@@ -138,17 +150,7 @@ impl NodeDatapath {
             }
         };
         if tables.set_listeners(found.into_iter().map(FrontendAddress::from).collect())? {
-            let text = |(frontend, key): (&FrontendAddress, &ServicePortKey)| {
-                format!("{} of {key}", SocketAddr::new(frontend.address, frontend.port))
-            };
-            let left: Vec<_> = tables.left_to_listeners().map(text).collect();
-            if left.is_empty() {
-                tracing::info!(
-                    "no process of this node listens at a ClusterIP any more: all are served"
-                );
-            } else {
-                tracing::info!(left = %left.join(", "), "left to processes of this node, which listen there");
-            }
+            say_what_is_left(tables);
         }
         Ok(())
     }
@@ -204,6 +206,9 @@ impl Datapath for NodeDatapath {
         let of_node = desired.cluster_ips().filter(|own| self.facts.addresses.contains_key(own));
         self.leave_to_listeners(&mut tables, &of_node.collect())?;
         tables.reconcile(desired)?;
+        if tables.left_to_listeners().next().is_some() {
+            say_what_is_left(&tables);
+        }
         self.write_clients(&mut tables)?;
         // NodePorts are told by the node's addresses.
         self.write_node(&mut tables)?;

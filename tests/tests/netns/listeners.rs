@@ -87,6 +87,12 @@ fn a_process_that_listens_at_a_cluster_ip_of_its_node_answers_there_as_long_as_i
     stage.kill_agent("node-a");
     stage.start_agent("node-a");
     assert!(answers(&stage, &service, &HERE, "node-a"), "the next agent knows it, too");
+    let log = stage.log("node-a");
+    assert_eq!(
+        log.matches("left to processes of this node, which listen there").count(),
+        2,
+        "{log}"
+    );
     let answer = stage.answer("node-a", &of_process);
     assert_eq!(
         (answer.server.as_str(), answer.local),
