@@ -3,14 +3,6 @@
 
 use std::net::SocketAddr;
 
-use super::error::BpfError;
-use super::hash::Hash;
-use super::pins::Pins;
-use super::sys::Access;
-use super::takeover::Handover;
-use crate::cluster::snapshot::Protocol;
-use crate::run::datapath::{ConnectedSocket, SocketOwner, Translations};
-use crate::tables::encode::protocol_number;
 use bytemuck::Pod;
 use lb_common::abi::{
     Address, AddressFlags, Backend, Frontend, FrontendKey, FrontendKind, ReverseKey, ReverseValue,
@@ -19,6 +11,15 @@ use lb_common::abi::{
 use lb_common::bytes::Be16;
 use lb_common::lb::frontend::Found;
 use lb_common::lb::policy;
+
+use super::error::BpfError;
+use super::hash::Hash;
+use super::pins::Pins;
+use super::sys::Access;
+use super::takeover::Handover;
+use crate::cluster::snapshot::Protocol;
+use crate::run::datapath::{ConnectedSocket, SocketOwner, Translations};
+use crate::tables::encode::protocol_number;
 
 /// REVERSE, and what its entries lead to.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 /// Runs `command` with `input` on its standard input; a non-zero exit status is an error that
 /// quotes its output and, for a batch, the line that failed.
-pub(crate) fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
+pub fn run_with_input(command: &mut Command, input: &str) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| missing(&program))?;

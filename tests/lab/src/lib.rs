@@ -34,6 +34,7 @@ mod wiring;
 
 pub use agent::{Agent, AgentOptions, HEALTHZ, METRICS, Xdp};
 pub use binary::{agent_binary, use_peer_binary};
+pub use command::run_with_input;
 pub use lab::Lab;
 pub use peer::Peer;
 pub use peer::protocol::{

@@ -1,11 +1,11 @@
 //! Runs the agent with exactly the capabilities that `deploy/install.yaml` asks for, so that one
 //! that is missing there fails the tests, and one that is not needed can be tried without.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use lb_lab::run_with_input;
 use serde::Deserialize as _;
 use serde_json::Value;
 
@@ -36,11 +36,7 @@ pub fn confined_as(container: &Value, agent: &Path, directory: &Path) -> Result<
     // By a process of its own: what another thread starts meanwhile would inherit the open file, and no
     // program runs that somebody may write to (ETXTBSY).
     let mut install = Command::new("install");
-    install.args(["-m", "755", "/dev/stdin"]).arg(&path).stdin(Stdio::piped());
-    let mut child = install.spawn().context("starting install")?;
-    child.stdin.take().context("install has no input")?.write_all(script.as_bytes())?;
-    let status = child.wait().context("waiting for install")?;
-    ensure!(status.success(), "writing {}: {status}", path.display());
+    run_with_input(install.args(["-m", "755", "/dev/stdin"]).arg(&path), &script)?;
     Ok(path)
 }
 

@@ -2,9 +2,8 @@
 //! the cluster's DNS does so (NodeLocal DNSCache, where kube-proxy works with iptables or nftables).
 
 use lb_lab::{Family, Options, Request};
-use serde_json::Value;
 
-use crate::doctor::report::Report;
+use crate::doctor::report::{Report, is};
 use crate::manifest::{PORT, Service};
 use crate::stage::{Pods, Stage, each, eventually, for_both};
 
@@ -24,11 +23,6 @@ fn answers(stage: &Stage, service: &Service, from: &[&str], server: &str) -> boo
             stage.ask(from, &request).is_ok_and(|answer| answer.intact && answer.server == server)
         })
     })
-}
-
-fn is(finding: &Value, severity: &str, words: &str) -> bool {
-    finding["severity"] == severity
-        && finding["finding"].as_str().is_some_and(|text| text.contains(words))
 }
 
 fn a_process_that_listens_at_a_cluster_ip_of_its_node_answers_there_as_long_as_it_does(pods: Pods) {
@@ -54,14 +48,11 @@ fn a_process_that_listens_at_a_cluster_ip_of_its_node_answers_there_as_long_as_i
         Request::udp(service.cluster_ip().v4.into(), PORT).connected().keep(kept.to_owned());
     let socket = stage.answer("node-a", &before).local;
 
-    let serve = |stage: &Stage| {
-        let serve = |(family, transport)| {
-            let address = service.cluster_ip().of(family);
-            stage.lab().peer("node-a").unwrap().serve(transport, address, PORT).unwrap()
-        };
-        each().map(serve).collect::<Vec<_>>()
+    let serve = |(family, transport)| {
+        let address = service.cluster_ip().of(family);
+        stage.lab().peer("node-a").unwrap().serve(transport, address, PORT).unwrap()
     };
-    let servers = serve(&stage);
+    let servers: Vec<_> = each().map(serve).collect();
     eventually("the process's", || answers(&stage, &service, &HERE, "node-a"));
     assert!(answers(&stage, &service, &ELSEWHERE, "pod-b1"), "other nodes have no such process");
     let answer = stage.answer("node-a", &before);
@@ -73,12 +64,11 @@ fn a_process_that_listens_at_a_cluster_ip_of_its_node_answers_there_as_long_as_i
     }
     let report = Report::of_running(&stage);
     for finding in report.of_check("addresses") {
-        assert!(
-            is(finding, "info", "a process of this node listens at the ClusterIP"),
-            "{finding}"
-        );
+        let listens = "a process of this node listens at the ClusterIP";
+        assert!(is(finding, &("info", "addresses", listens)), "{finding}");
     }
-    assert!(is(report.of_check("services")[0], "ok", "the maps hold all"), "{report:?}");
+    let [services] = report.of_check("services")[..] else { panic!("{report:?}") };
+    assert!(is(services, &("ok", "services", "the maps hold all")), "{report:?}");
 
     let kept = "of the process";
     let of_process =

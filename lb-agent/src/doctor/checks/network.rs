@@ -218,10 +218,12 @@ fn on_a_device(
         return None;
     }
     let ServiceAddress { address, service: name, .. } = service;
-    let ports: BTreeSet<_> =
-        left.iter().filter(|left| left.ip() == *address).map(SocketAddr::port).collect();
+    let ports: Vec<_> = left
+        .iter()
+        .filter(|left| left.ip() == *address)
+        .map(|left| left.port().to_string())
+        .collect();
     Some(if !ports.is_empty() {
-        let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
         finding(
             Info,
             "addresses",

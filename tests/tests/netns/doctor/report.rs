@@ -101,7 +101,7 @@ impl Report {
     }
 }
 
-fn is(finding: &Value, (severity, check, words): &Due) -> bool {
+pub fn is(finding: &Value, (severity, check, words): &Due) -> bool {
     text(finding, "severity") == *severity
         && text(finding, "check") == *check
         && text(finding, "finding").contains(words)
